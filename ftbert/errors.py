@@ -1,0 +1,47 @@
+"""Every error that ftbert raises on purpose.
+
+Each message says what was expected, what came, and what to do about it.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ClosedError",
+    "ConfigError",
+    "EngineError",
+    "FtbertError",
+    "InputError",
+    "OutOfMemoryError",
+    "UnavailableError",
+]
+
+
+class FtbertError(Exception):
+    """Base of every error below."""
+
+
+class ConfigError(FtbertError, ValueError):
+    """A model configuration or an argument is missing, unknown or out of range."""
+
+
+class CheckpointError(FtbertError, ValueError):
+    """A checkpoint or model folder is missing, damaged, or does not fit its configuration."""
+
+
+class InputError(FtbertError, ValueError):
+    """A text, a row of a file or a batch is not what it must be. Nothing was predicted."""
+
+
+class UnavailableError(FtbertError, RuntimeError):
+    """What was asked for (a device, a precision, a TensorFlow, an optional package) is not here."""
+
+
+class EngineError(FtbertError, RuntimeError):
+    """The native engine failed."""
+
+
+class OutOfMemoryError(EngineError, MemoryError):
+    """The device has no room for this batch; the predictor is still usable with a smaller one."""
+
+
+class ClosedError(FtbertError, RuntimeError):
+    """The predictor was closed, or is used in a forked child of the process that loaded it."""
