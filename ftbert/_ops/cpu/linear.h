@@ -1,0 +1,120 @@
+// The border between the CPU framework (threads, blocking, slots) and the matrix kernels, one per (precision, instruction
+// set). The framework cuts a product into tiles and hands each to one thread; a kernel packs weights, prepares input rows
+// and computes tiles, and knows nothing of threads.
+//
+//   out[m][n] = activation( sum over k of in[m][k] W[k][n]  +  bias[n] )
+//
+// Contract on results: element (m, n) depends on input row m and on the weights alone, bit for bit: never on how many rows
+// the tile has, where the tile begins, or how the inputs are split into k ranges. (fp32: one accumulator per element, k
+// ascending, whatever the register tile. int8: integer sums are exact.)
+//
+// Weights are kept in panels of `panel_columns` columns. Each part (q, k, v) begins a panel, so the last panel of a part
+// may be narrower than the rest; its missing columns are packed as zeros and never written to `out`.
+#ifndef FTBERT_CPU_LINEAR_H_
+#define FTBERT_CPU_LINEAR_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/backend.h"
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+
+namespace ftbert {
+namespace cpu {
+
+class LinearKernel;
+
+struct Panel {
+  int32_t column = 0;  // of `out`: the panel's first column
+  int32_t width = 0;   // columns that exist, <= panel_columns
+  int32_t part = 0;
+};
+
+struct PackedMatrix : PackedLinear {
+  const LinearKernel* kernel = nullptr;
+  int32_t inputs = 0;                 // K
+  int32_t outputs = 0;                // N, all parts
+  std::vector<Panel> panels;          // panel p covers out columns [column, column + width)
+  std::vector<int32_t> part_begin;    // parts + 1: part q is panels [part_begin[q], part_begin[q + 1])
+  Buffer weights;                     // the kernel's layout
+  Buffer bias;                        // float, panels x panel_columns, zero where a column is missing
+  Buffer extra;                       // whatever else the kernel keeps beside them (scales, column sums)
+  size_t panel_bytes = 0;             // weights of panel p begin at p * panel_bytes
+  size_t bytes() const override { return weights.size() + bias.size() + extra.size(); }
+};
+
+enum class Epilogue : int { kBias, kBiasGeluErf, kBiasGeluTanh, kBiasRelu, kBiasTanh };
+
+// Work for one thread: `rows` rows by panels [panel_begin, panel_end), inputs [k_begin, k_end).
+struct Tile {
+  const void* in = nullptr;   // row 0 as Prepare wrote it; fp32 rows themselves where input_row_bytes() is 0
+  size_t in_stride = 0;       // bytes between rows
+  int32_t rows = 0;
+  int32_t panel_begin = 0;
+  int32_t panel_end = 0;
+  // A part of the inputs only if the kernel splits_inputs(); multiples of input_step() except for k_end == K. Where
+  // k_begin > 0, `out` holds the sum of the earlier ranges; bias and activation are applied when k_end == K.
+  int32_t k_begin = 0;
+  int32_t k_end = 0;
+  Epilogue epilogue = Epilogue::kBias;
+  // Row 0, column 0 of the output (Panel::column counts from here). fp32, stride in floats ...
+  float* out = nullptr;
+  ptrdiff_t out_stride = 0;
+  // ... or, if the kernel writes_prepared() and this is not null, rows in the form Prepare would give for N inputs.
+  void* prepared_out = nullptr;
+  size_t prepared_stride = 0;  // bytes
+};
+
+class LinearKernel {
+ public:
+  virtual ~LinearKernel() = default;
+
+  virtual Precision precision() const = 0;
+  virtual Isa isa() const = 0;  // the level it needs; shown in Describe
+
+  virtual int32_t row_tile() const = 0;       // rows of the register tile: rows are best given in multiples of it
+  virtual int32_t panel_columns() const = 0;  // columns of a panel
+  // Rows that one thread should take at a time when there are plenty (multiple of row_tile): large enough to reuse a
+  // panel from cache, small enough that the rows' inputs and outputs stay in the second-level cache.
+  virtual int32_t block_rows(int32_t inputs, int32_t outputs) const = 0;
+
+  virtual bool splits_inputs() const { return false; }
+  virtual int32_t input_step() const { return 1; }
+  virtual bool writes_prepared() const { return false; }
+
+  // parts[i].rows is the same K for all. Fills everything in `packed`; use MakePanels and Reader below.
+  virtual Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const = 0;
+
+  // Bytes of one input row in the kernel's own form (multiple of 64, scale and sums included); 0: it reads fp32 rows.
+  virtual size_t input_row_bytes(int32_t inputs) const {
+    (void)inputs;
+    return 0;
+  }
+  // Converts `rows` fp32 rows of K inputs (in_stride in floats) into rows of input_row_bytes(K), `stride` bytes apart.
+  virtual void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
+                       size_t stride) const {
+    (void)in, (void)in_stride, (void)rows, (void)inputs, (void)prepared, (void)stride;
+  }
+
+  // Computes one tile. Called from many threads at once; may use up to 64 KiB of stack, allocates nothing.
+  virtual void Compute(const PackedMatrix& weight, const Tile& tile) const = 0;
+};
+
+// Fills kernel, inputs, outputs, panels, part_begin and bias (zero-padded).
+Status MakePanels(const LinearKernel& kernel, const std::vector<SourceMatrix>& parts, PackedMatrix* packed);
+
+// Reads W[k][n] of a source matrix whatever its type and layout. Row `k`, columns [n, n + count) into fp32.
+void ReadRow(const SourceMatrix& source, int32_t k, int32_t n, int32_t count, float* out);
+
+// The kernels. Each returns null where the instruction set was not compiled in; `level` is the one chosen at load, so a
+// factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc, linear_int8.cc.
+const LinearKernel* Fp32Kernel(Isa level);
+const LinearKernel* Bf16Kernel(Isa level);
+const LinearKernel* Int8Kernel(Isa level);
+
+}  // namespace cpu
+}  // namespace ftbert
+
+#endif  // FTBERT_CPU_LINEAR_H_
