@@ -142,6 +142,8 @@ class Backend {
 // The backends. Each returns kUnavailable with the remedy where it cannot run.
 Status NewReferenceBackend(const Config& config, const Options& options, std::unique_ptr<Backend>* backend);
 Status NewCpuBackend(const Config& config, const Options& options, std::unique_ptr<Backend>* backend);
+// JSON members without braces: "isa": best level usable, "levels": [...], "threads": what the process may use.
+std::string DescribeCpuFields();
 // Lives in libftbert_cuda, opened when a CUDA device is first asked for (core/cuda_loader.cc).
 Status NewCudaBackend(const Config& config, const Options& options, std::unique_ptr<Backend>* backend);
 

@@ -1,0 +1,101 @@
+"""Token ids to packed batches: rows end to end, no padding. numpy only."""
+
+from typing import List, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from ftbert.errors import InputError
+
+__all__ = ["PackedBatch", "pack", "plan"]
+
+
+class PackedBatch(NamedTuple):
+    """B rows of T tokens in all, end to end.
+
+    Attributes:
+        token_ids: (T,) int32.
+        segment_ids: (T,) int32.
+        row_splits: (B + 1,) int32; row b is ``[row_splits[b], row_splits[b + 1])``.
+    """
+
+    token_ids: np.ndarray
+    segment_ids: np.ndarray
+    row_splits: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.row_splits) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+    def take(self, rows: np.ndarray) -> "PackedBatch":
+        """The rows named, in that order, as a batch of their own.
+
+        Args:
+            rows: (B',) integer indices.
+        """
+        starts = self.row_splits[:-1][rows].astype(np.int64)
+        lengths = np.diff(self.row_splits)[rows].astype(np.int64)
+        splits = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=splits[1:])
+        # Position of every token in the source: its row's start plus its place in the row.
+        source = np.arange(splits[-1], dtype=np.int64) + np.repeat(starts - splits[:-1], lengths)
+        return PackedBatch(self.token_ids[source], self.segment_ids[source], splits)
+
+
+def pack(token_ids: Sequence[Sequence[int]], segment_ids: Optional[Sequence[Sequence[int]]] = None) -> PackedBatch:
+    """Puts rows end to end.
+
+    Args:
+        token_ids: B rows of at least one id each.
+        segment_ids: B rows of the same lengths; None: all 0.
+
+    Raises:
+        InputError: there is no row, a row is empty, or the two differ in lengths.
+    """
+    lengths = [len(row) for row in token_ids]
+    if not lengths:
+        raise InputError("Expected at least one row of token ids, got none.")
+    if min(lengths) == 0:
+        raise InputError("Expected at least one token in every row, but row %d is empty." % lengths.index(0))
+    if segment_ids is not None and [len(row) for row in segment_ids] != lengths:
+        raise InputError("Expected segment_ids of the same row lengths as token_ids.")
+    splits = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=splits[1:])
+    tokens = np.concatenate([np.asarray(row, np.int32) for row in token_ids])
+    if segment_ids is None:
+        segments = np.zeros(len(tokens), np.int32)
+    else:
+        segments = np.concatenate([np.asarray(row, np.int32) for row in segment_ids])
+    return PackedBatch(tokens, segments, splits)
+
+
+def plan(lengths: np.ndarray, batch_tokens: int) -> List[np.ndarray]:
+    """Groups rows into batches of at most `batch_tokens` tokens each (a longer row gets a batch of its own).
+
+    Rows are taken longest first, so that the rows of a batch are alike and the last batch, of the shortest, ends soon.
+
+    Args:
+        lengths: (B,) tokens in each row.
+        batch_tokens: the budget, at least 1.
+
+    Returns:
+        Index arrays that together name each row once.
+    """
+    if batch_tokens < 1:
+        raise InputError("batch_tokens: expected at least 1, got %r." % (batch_tokens,))
+    lengths = np.asarray(lengths, np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    ends = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        used = ends[start - 1] if start else 0
+        end = max(int(np.searchsorted(ends, used + batch_tokens, side="right")), start + 1)
+        groups.append(order[start:end])
+        start = end
+    return groups
