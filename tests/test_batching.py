@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftbert.batching import pack, plan
+from ftbert.errors import InputError
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
+
+
+def rows_of(lengths):
+    start = 0
+    rows = []
+    for length in lengths:
+        rows.append(list(range(start, start + length)))
+        start += length
+    return rows
+
+
+@given(LENGTHS)
+def test_pack_keeps_every_token_in_place(lengths):
+    rows = rows_of(lengths)
+    batch = pack(rows, [[i % 2 for i in row] for row in rows])
+    assert batch.num_rows == len(lengths) and batch.num_tokens == sum(lengths)
+    for row, begin, end in zip(rows, batch.row_splits, batch.row_splits[1:]):
+        assert batch.token_ids[begin:end].tolist() == row
+        assert batch.segment_ids[begin:end].tolist() == [i % 2 for i in row]
+    assert {array.dtype for array in batch} == {np.dtype(np.int32)}
+
+
+@given(LENGTHS, st.randoms())
+def test_take_is_packing_the_rows_named(lengths, random):
+    rows = rows_of(lengths)
+    batch = pack(rows)
+    chosen = [random.randrange(len(rows)) for _ in range(random.randint(1, 8))]
+    taken = batch.take(np.array(chosen))
+    expected = pack([rows[i] for i in chosen])
+    for got, want in zip(taken, expected):
+        assert np.array_equal(got, want)
+
+
+@given(LENGTHS, st.integers(1, 120))
+def test_plan_names_each_row_once_within_the_budget(lengths, budget):
+    groups = plan(np.array(lengths), budget)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) >= 1
+        total = sum(lengths[i] for i in group)
+        assert total <= budget or len(group) == 1
+    ordered = [lengths[i] for group in groups for i in group]
+    assert ordered == sorted(lengths, reverse=True)
+
+
+def test_plan_of_nothing_is_nothing():
+    assert plan(np.array([], np.int64), 10) == []
+
+
+@pytest.mark.parametrize(
+    "tokens, segments, message",
+    [
+        ([], None, "at least one row"),
+        ([[1], []], None, "row 1 is empty"),
+        ([[1, 2]], [[0]], "same row lengths"),
+    ],
+)
+def test_pack_refuses(tokens, segments, message):
+    with pytest.raises(InputError, match=message):
+        pack(tokens, segments)
+
+
+def test_plan_refuses_a_budget_of_nothing():
+    with pytest.raises(InputError, match="batch_tokens"):
+        plan(np.array([1]), 0)
