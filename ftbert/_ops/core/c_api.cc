@@ -164,6 +164,27 @@ int ftbert_engine_release(int64_t engine, char* error, size_t error_size) {
   return Report(last ? Status() : Unknown(engine), error, error_size);
 }
 
+int ftbert_engine_config(int64_t engine, ftbert_config* config, char* error, size_t error_size) {
+  const std::shared_ptr<ftbert::Engine> held = Find(engine);
+  if (!held) return Report(Unknown(engine), error, error_size);
+  if (config == nullptr) {
+    return Report(Status(Code::kInvalidArgument, "Expected a place for the config, got null."), error, error_size);
+  }
+  const ftbert::Config& c = held->config();
+  config->vocab_size = c.vocab_size;
+  config->hidden_size = c.hidden_size;
+  config->num_layers = c.num_layers;
+  config->num_heads = c.num_heads;
+  config->intermediate_size = c.intermediate_size;
+  config->max_positions = c.max_positions;
+  config->type_vocab_size = c.type_vocab_size;
+  config->num_labels = c.num_labels;
+  config->has_pooler = c.has_pooler;
+  config->activation = static_cast<int32_t>(c.activation);
+  config->norm_epsilon = c.norm_epsilon;
+  return 0;
+}
+
 int ftbert_run(int64_t engine, const int32_t* token_ids, const int32_t* segment_ids, const int32_t* row_splits,
                int32_t num_rows, const ftbert_outputs* outputs, char* error, size_t error_size) {
   const Status status = Guard([&] {

@@ -53,6 +53,9 @@ FTBERT_API void ftbert_builder_free(ftbert_builder* builder);
 // An engine is freed when its last holder has released it; a Run in flight holds it.
 FTBERT_API int ftbert_engine_release(int64_t engine, char* error, size_t error_size);
 
+// The sizes that the engine was built with: what a caller needs to make room for the outputs.
+FTBERT_API int ftbert_engine_config(int64_t engine, ftbert_config* config, char* error, size_t error_size);
+
 FTBERT_API int ftbert_run(int64_t engine, const int32_t* token_ids, const int32_t* segment_ids, const int32_t* row_splits,
                           int32_t num_rows, const ftbert_outputs* outputs, char* error, size_t error_size);
 FTBERT_API int ftbert_tune(int64_t engine, const int32_t* token_counts, int32_t count, char* error, size_t error_size);
