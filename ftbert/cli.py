@@ -1,0 +1,61 @@
+"""The `ftbert` command: thin calls into the public functions. Everything heavy is imported by the command that needs it."""
+
+import importlib
+import sys
+from typing import List, Optional
+
+import typer
+
+from ftbert.errors import FtbertError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ftbert",
+    help="A fine-tuned BERT text classifier, loaded once, answered as fast as the hardware allows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_GROUPS = ("predicting", "models", "training", "online")
+
+
+def _register() -> None:
+    for name in _GROUPS:
+        importlib.import_module("ftbert.commands." + name).register(app)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 refused or failed, 2 misused, 130 interrupted."""
+    _register()
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="ftbert", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except FtbertError as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, say) has gone; what it wanted is written.
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        # Usage errors and aborts of click, which standalone mode would have handled.
+        show = getattr(error, "show", None)
+        if show is None:
+            if type(error).__name__ == "Abort":
+                return 130
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text("error: ", style="bold red"), Text(message), sep="")

@@ -1,0 +1,189 @@
+"""`ftbert predict`, `demo` and `bench`."""
+
+import collections
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Optional
+
+import typer
+
+from ftbert.errors import InputError
+
+if TYPE_CHECKING:
+    from ftbert.rows import Row
+
+__all__ = ["register"]
+
+MODEL = typer.Argument(..., help="A model folder: ours, google-research/bert's, run_classifier's or Hugging Face's.")
+DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:<index>.")
+PRECISION = typer.Option("auto", help="auto, fp32, bf16, fp16, int8 or fp8.")
+THREADS = typer.Option(None, help="CPU threads; left out: what the process may use.")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command()(predict)
+    app.command()(demo)
+    app.command()(bench)
+
+
+def predict(
+    model: str = MODEL,
+    file: str = typer.Argument("-", help="TSV, CSV or JSON lines (by ending), else plain lines; - is standard input."),
+    output: str = typer.Option("-", "--output", "-o", help="Where to write; - is standard output."),
+    format: Optional[str] = typer.Option(None, help="tsv, csv, jsonl or lines; left out: by the file's ending."),
+    output_format: Optional[str] = typer.Option(None, help="tsv, csv or jsonl; left out: by the output's ending, else tsv."),
+    text_column: str = typer.Option("text", help="The column or key that holds the text."),
+    pair_column: Optional[str] = typer.Option(None, help="The second text's, for sentence pairs."),
+    scores: bool = typer.Option(True, help="Write a column with the score of every label."),
+    max_length: Optional[int] = typer.Option(None, help="Longest row in tokens; left out: the model's."),
+    truncation: Optional[str] = typer.Option(None, help="error, head, tail or head+tail; left out: the model's."),
+    batch_tokens: Optional[int] = typer.Option(None, help="Tokens in one batch; left out: what suits the device."),
+    device: str = DEVICE,
+    precision: str = PRECISION,
+    threads: Optional[int] = THREADS,
+    runtime: str = typer.Option("direct", help="direct, session or tensorflow."),
+    progress: bool = typer.Option(True, help="Show a progress bar when standard error is a terminal."),
+    ray: bool = typer.Option(False, "--ray", help="Spread the file over a Ray cluster (needs ftbert[ray])."),
+) -> None:
+    """Classify the texts of a file. Nothing is written unless every row could be used."""
+    if ray:
+        _predict_on_ray(model, file, output, text_column, pair_column, device, precision)
+        return
+    from ftbert.predictor import FastBertClassifier
+    from ftbert.rows import RowWriter, check_rows, read_rows
+
+    output_format = output_format or _format_of_output(output)
+    total = None
+    if file != "-":
+        total = check_rows(file, format, text_column, pair_column)
+    pairs = pair_column is not None
+    with FastBertClassifier.load(
+        model,
+        device=device,
+        precision=precision,
+        max_length=max_length,
+        truncation=truncation,
+        threads=threads,
+        runtime=runtime,
+    ) as classifier:
+        labels = list(classifier.labels)
+        columns = (["text", "text_pair"] if pairs else ["text"]) + ["label", "score", "truncated"]
+        score_columns = ["score:" + label for label in labels] if scores else []
+        ahead = collections.deque()  # type: Deque[Row]
+
+        def texts() -> Iterator[Any]:
+            for row in read_rows(file, format, text_column, pair_column):
+                ahead.append(row)  # the stream reads ahead of what it has answered, in another thread
+                yield row.text
+
+        predictions = classifier.predict_stream(texts(), batch_tokens=batch_tokens)
+        with RowWriter(output, columns + score_columns, output_format) as writer:
+            with _bar(total, progress) as bar:
+                for prediction in predictions:
+                    row = ahead.popleft()
+                    values = {
+                        "label": prediction.label,
+                        "score": _rounded(prediction.score),
+                        "truncated": prediction.truncated if output_format == "jsonl" else int(prediction.truncated),
+                    }  # type: Dict[str, Any]
+                    values["text"] = row.text[0] if pairs else row.text
+                    if pairs:
+                        values["text_pair"] = row.text[1]
+                    for column, label in zip(score_columns, labels):
+                        values[column] = _rounded(prediction.scores[label])
+                    writer.write(values)
+                    bar.update(1)
+
+
+def _rounded(score: float) -> float:
+    return round(float(score), 6)
+
+
+def _format_of_output(output: str) -> str:
+    from ftbert.rows import detect_format
+
+    if output == "-":
+        return "tsv"
+    format = detect_format(output)
+    return "tsv" if format == "lines" else format
+
+
+def _bar(total: Optional[int], progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=" texts", disable=not (progress and sys.stderr.isatty()))
+
+
+def _predict_on_ray(
+    model: str, file: str, output: str, text_column: str, pair_column: Optional[str], device: str, precision: str
+) -> None:
+    if file == "-" or output == "-":
+        raise InputError("--ray: expected a file or folder to read and a folder to write (--output), got a pipe.")
+    from ftbert import distributed
+
+    distributed.predict(
+        file,
+        model,
+        output=output,
+        text_column=text_column,
+        pair_column=pair_column,
+        device=device,
+        precision=precision,
+    )
+
+
+def demo(
+    texts: Optional[List[str]] = typer.Argument(None, help="Texts to classify; left out: a dozen that ship with ftbert."),
+    seconds: float = typer.Option(1.0, help="How long each timing goes on."),
+) -> None:
+    """Classify with the shipped model and time it next to plain TensorFlow."""
+    from ftbert import demo as module
+
+    module.run(list(texts) if texts else None, seconds)
+
+
+def bench(
+    model: str = MODEL,
+    device: str = DEVICE,
+    precision: str = PRECISION,
+    threads: Optional[int] = THREADS,
+    runtime: str = typer.Option("direct", help="direct, session or tensorflow."),
+    seconds: float = typer.Option(2.0, help="How long each shape is timed."),
+    json_output: Optional[str] = typer.Option(None, "--json", help="Write the figures to this file too."),
+) -> None:
+    """Time a model at the shapes a service meets, from token ids to logits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ftbert.measure import measure_model
+    from ftbert.predictor import FastBertClassifier
+
+    with FastBertClassifier.load(model, device=device, precision=precision, threads=threads, runtime=runtime) as classifier:
+        records = measure_model(classifier, seconds)
+        name = classifier.engine
+    table = Table(title="%s on %s" % (os.path.basename(os.path.abspath(model)), name))
+    for heading in ("work", "ms (median)", "ms (least)", "ms (p95)", "texts/s"):
+        table.add_column(heading, justify="left" if heading == "work" else "right")
+    for record in records:
+        table.add_row(
+            record["work"],
+            "%.2f" % record["milliseconds"],
+            "%.2f" % record["least"],
+            "%.2f" % record["p95"],
+            "{:,.0f}".format(record["texts_per_second"]),
+        )
+    Console().print(table)
+    if json_output:
+        write_json(json_output, {"model": model, "engine": name, "results": records})
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes JSON beside the file named and renames it."""
+    import json
+
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    os.replace(temporary, path)
