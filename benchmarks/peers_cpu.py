@@ -1,0 +1,182 @@
+"""ftbert and what a user would pick instead, on this machine's CPU, in one run.
+
+    python benchmarks/peers_cpu.py --cpus 2,3 [--engines ftbert/fp32,onnxruntime/fp32,...] [--result NAME]
+
+Makes the peers' environment (a venv beside the system's temporary folder, or --peers-python), a BERT-base of random weights
+at the scale of trained ones, checks every engine's logits against torch fp32, then times each in a process of its own on
+the processors named, at its best batching. ftbert runs first and last, so that a drift of the machine shows.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from common import HERE, lognormal_lengths, machine, make_model, revision, write_result  # noqa: E402
+
+PEER_PACKAGES = [
+    "torch==2.13.0",
+    "transformers",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "ctranslate2",
+]
+DEFAULT = [
+    "ftbert/fp32",
+    "torch/fp32",
+    "torch-compiled/fp32",
+    "onnxruntime/fp32",
+    "openvino/fp32",
+    "ctranslate2/fp32",
+    "tensorflow/fp32",
+    "ftbert/bf16",
+    "torch/bf16",
+    "openvino/bf16",
+    "ftbert/int8",
+    "onnxruntime/int8",
+    "openvino/int8",
+    "ctranslate2/int8",
+    "ftbert/fp32",
+]
+OURS = ("ftbert", "ftbert-direct", "tensorflow")
+
+
+def peers_python(folder):
+    python = os.path.join(folder, "peers", "bin", "python")
+    if not os.path.exists(python):
+        subprocess.check_call([sys.executable, "-m", "venv", os.path.join(folder, "peers")])
+        subprocess.check_call([python, "-m", "pip", "install", "-q"] + PEER_PACKAGES)
+    return python
+
+
+def make_work(path, vocab_size, names):
+    random = np.random.RandomState(1)
+    shapes = {
+        "1x32": [32],
+        "1x128": [128],
+        "8x128": [128] * 8,
+        "32x128": [128] * 32,
+        "256 texts": lognormal_lengths(256).tolist(),
+    }
+    arrays = {"names": json.dumps(names)}
+    for name in names:
+        splits = np.concatenate([[0], np.cumsum(shapes[name])])
+        arrays[name + "/ids"] = random.randint(5, vocab_size, splits[-1]).astype(np.int64)
+        arrays[name + "/splits"] = splits
+    np.savez(path, **arrays)
+
+
+def floating_point_peak(cpus):
+    """GFLOP/s of a register-only FMA loop on these processors, from the kernel benchmark, if it was built."""
+    program = os.environ.get("FTBERT_BENCH_KERNELS")
+    if not program:
+        return None
+    text = subprocess.check_output(["taskset", "-c", cpus, program, "--peak", "--json"], text=True)
+    return json.loads(text)
+
+
+def run_engine(engine, arguments, python, model, work, folder, index):
+    name, precision = engine.split("/")
+    out = os.path.join(folder, "%d.json" % index)
+    threads = len(arguments.cpus.split(","))
+    command = ["taskset", "-c", arguments.cpus, python, os.path.join(HERE, "peer_worker.py")]
+    command += ["--engine", name, "--precision", precision, "--model", model, "--work", work, "--out", out]
+    command += ["--threads", str(threads), "--seconds", str(arguments.seconds)]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="3", HF_HUB_OFFLINE="1")
+    if name in OURS:
+        environment["PYTHONPATH"] = os.path.dirname(HERE) + os.pathsep + environment.get("PYTHONPATH", "")
+    status = subprocess.call(command, env=environment)
+    if status != 0:
+        return {"engine": name, "precision": precision, "failed": "exit status %d" % status}, None
+    with open(out) as file:
+        record = json.load(file)
+    with np.load(out + ".npz") as logits:
+        return record, {key: logits[key] for key in logits.files}
+
+
+def compare(logits, truth):
+    """Largest difference of logits to torch fp32's, and how often the label is the same, over all the work."""
+    largest = max(float(np.abs(logits[key] - truth[key]).max()) for key in truth)
+    same = np.concatenate([logits[key].argmax(1) == truth[key].argmax(1) for key in truth])
+    return {"largest_difference": largest, "label_agreement": float(same.mean())}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpus", default="0,1", help="processors to pin every engine to")
+    parser.add_argument("--engines", default=",".join(DEFAULT))
+    parser.add_argument("--work", default="1x32,1x128,8x128,32x128,256 texts")
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long each shape is timed")
+    parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "ftbert-benchmarks"))
+    parser.add_argument("--peers-python", help="an interpreter that has the peers, instead of making one")
+    parser.add_argument("--ours-python", default=sys.executable, help="the interpreter of ftbert and TensorFlow")
+    parser.add_argument("--result", help="write benchmarks/results/<RESULT>.json")
+    arguments = parser.parse_args()
+    os.makedirs(arguments.folder, exist_ok=True)
+    theirs = arguments.peers_python or peers_python(arguments.folder)
+    model = make_model(os.path.join(arguments.folder, "bert-base"))
+    engines = arguments.engines.split(",")
+    if any(engine.split("/")[0] not in OURS + ("torch", "torch-compiled") for engine in engines):
+        subprocess.check_call([theirs, os.path.join(HERE, "peer_export.py"), model])
+    names = arguments.work.split(",")
+    work = os.path.join(arguments.folder, "work.npz")
+    make_work(work, 21128, names)
+
+    if "torch/fp32" in engines:  # the truth of the comparison comes first
+        engines.remove("torch/fp32")
+        engines.insert(0, "torch/fp32")
+    records = []
+    truth = None
+    peak_before = floating_point_peak(arguments.cpus)
+    for index, engine in enumerate(engines):
+        python = arguments.ours_python if engine.split("/")[0] in OURS else theirs
+        record, logits = run_engine(engine, arguments, python, model, work, arguments.folder, index)
+        if engine == "torch/fp32":
+            truth = logits
+        if truth is not None and logits is not None:
+            record["against_torch_fp32"] = compare(logits, truth)
+            limit = 1e-3 if record["precision"] == "fp32" else None
+            if limit is not None and not record["against_torch_fp32"]["largest_difference"] <= limit:
+                record["failed"] = "logits differ from torch's by %r" % record["against_torch_fp32"]["largest_difference"]
+        records.append(record)
+    result = {
+        "what": "BERT-base, random weights, 5 labels, token ids to logits, milliseconds (median)",
+        "machine": machine(),
+        "cpus": arguments.cpus,
+        "threads": len(arguments.cpus.split(",")),
+        "revision": revision(),
+        "peak": [peak_before, floating_point_peak(arguments.cpus)],
+        "engines": records,
+    }
+    print_table(records, names)
+    if arguments.result:
+        print(write_result(arguments.result, result))
+    return 1 if any("failed" in record for record in records) else 0
+
+
+def print_table(records, names):
+    print("%-28s" % "engine" + "".join("%12s" % name for name in names) + "   largest difference, agreement")
+    for record in records:
+        title = "%s %s" % (record["engine"], record["precision"])
+        if "results" not in record:
+            print("%-28s %s" % (title, record["failed"]))
+            continue
+        against = record.get("against_torch_fp32", {})
+        print(
+            "%-28s" % title
+            + "".join("%12.1f" % record["results"][name]["milliseconds"] for name in names)
+            + "   %.4f %.3f" % (against.get("largest_difference", float("nan")), against.get("label_agreement", float("nan")))
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
