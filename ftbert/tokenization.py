@@ -1,0 +1,485 @@
+"""Text to token ids, exactly as google-research/bert's BasicTokenizer and WordPiece do it, in parallel.
+
+The work is done by the Rust library `tokenizers`. Its BERT normalizer differs from google's code for private-use
+characters, scripts younger than its Unicode tables, one block of rare Chinese characters and the Greek final sigma. So a
+text goes to it whole when all its characters are ones on which the two agree (`_PLAIN`, every common script); any other
+text is first split into words here, by google's rules and this Python's Unicode tables, and only cut into pieces there.
+Texts never contain special tokens: "[SEP]" typed by a user is five characters of text.
+"""
+
+import itertools
+import json
+import os
+import re
+import unicodedata
+import warnings
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from ftbert.batching import PackedBatch
+from ftbert.errors import CheckpointError, ConfigError, InputError
+
+__all__ = ["TRUNCATIONS", "Encoded", "Text", "Tokenizer", "check_texts"]
+
+Text = Union[str, Tuple[str, str]]
+
+# What happens to a text longer than max_length: refuse it, or keep its beginning, its end, or a quarter of the room from
+# its beginning and the rest from its end (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?").
+TRUNCATIONS = ("error", "head", "tail", "head+tail")
+
+# google-research/bert gives up on longer words, as does Hugging Face, with another limit.
+GOOGLE_WORD_CHARS = 200
+HUGGING_FACE_WORD_CHARS = 100
+
+# Characters on which the Rust library and google's code agree, alone and in any order (tests prove it for every one).
+_PLAIN = re.compile(
+    "[\x00-\x7f\xa0-\u024f\u0250-\u02ff\u0391-\u03a1\u03a4-\u03a9\u03ac-\u03ce\u0400-\u0482\u048a-\u052f\u05d0-\u05ea"
+    "\u0621-\u064a\u0660-\u0669\u1e00-\u1eff\u2000-\u205e\u20a0-\u20bf\u2100-\u218b\u2190-\u23ff\u2460-\u2bff\u3000-\u3029"
+    "\u3030-\u3096\u309b-\u30ff\u3105-\u312f\u3131-\u318e\u3200-\u33ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+    "\ufe0f\ufe30-\ufe4f\uff01-\uffee\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001f9ff]*"
+)
+
+_CHUNK = 4096  # texts handed to the Rust threads at once: bounds what their result objects hold
+
+_NOT_IN_VOCAB = "\uffff"  # stands for a lone surrogate, which no UTF-8 vocabulary can contain
+
+
+class Encoded(NamedTuple):
+    """B texts as token ids.
+
+    Attributes:
+        batch: their rows, end to end, [CLS] and [SEP] included.
+        truncated: (B,) bool; which rows lost pieces to max_length.
+        pieces: (B,) int32; how many word pieces each row kept, [CLS] and [SEP] not counted.
+        unknown: (B,) int32; how many of them are [UNK].
+    """
+
+    batch: PackedBatch
+    truncated: np.ndarray
+    pieces: np.ndarray
+    unknown: np.ndarray
+
+    @property
+    def unknown_rate(self) -> float:
+        """The share of the pieces that are [UNK]; 0 without pieces."""
+        return float(self.unknown.sum()) / max(int(self.pieces.sum()), 1)
+
+
+def check_texts(texts: Any) -> List[Text]:
+    """The texts as a list of strings and (first, second) pairs.
+
+    Raises:
+        InputError: not a sequence of them; the message names the first wrong item.
+    """
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise InputError(
+            "Expected a list of texts, got %s. For one text write predict([text])."
+            % ("a single string" if isinstance(texts, str) else type(texts).__name__)
+        )
+    texts = list(texts)
+    if set(map(type, texts)) <= {str}:
+        return texts
+    for index, text in enumerate(texts):
+        if isinstance(text, str):
+            continue
+        if isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
+            texts[index] = (text[0], text[1])
+            continue
+        remedy = "Decode it first." if isinstance(text, bytes) else "Remove it, or put '' in its place."
+        if isinstance(text, (tuple, list)):
+            remedy = "A pair has two strings."
+        shown = repr(text)
+        raise InputError(
+            "texts[%d]: expected a string or a pair of strings, got %s %s. %s"
+            % (index, type(text).__name__, shown if len(shown) <= 60 else shown[:60] + "...", remedy)
+        )
+    return texts
+
+
+def _is_chinese(code: int) -> bool:
+    """The blocks that google-research/bert names in _is_chinese_char."""
+    return (
+        0x4E00 <= code <= 0x9FFF
+        or 0x3400 <= code <= 0x4DBF
+        or 0x20000 <= code <= 0x2A6DF
+        or 0x2A700 <= code <= 0x2B73F
+        or 0x2B740 <= code <= 0x2B81F
+        or 0x2B820 <= code <= 0x2CEAF
+        or 0xF900 <= code <= 0xFAFF
+        or 0x2F800 <= code <= 0x2FA1F
+    )
+
+
+class _Cleaner(Dict[int, str]):
+    """For str.translate: drops control characters, turns white space into ' ', sets Chinese characters apart."""
+
+    def __init__(self, chinese_chars: bool) -> None:
+        super().__init__()
+        self._chinese_chars = chinese_chars
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        category = unicodedata.category(char)
+        if char in " \t\n\r" or category == "Zs":
+            value = " "
+        elif code in (0, 0xFFFD) or category in ("Cc", "Cf"):
+            value = ""
+        elif category == "Cs":
+            value = _NOT_IN_VOCAB
+        elif self._chinese_chars and _is_chinese(code):
+            value = " " + char + " "
+        else:
+            value = char
+        self[code] = value
+        return value
+
+
+class _AccentStripper(Dict[int, str]):
+    """For str.translate after NFD: drops combining marks."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        self[code] = value = "" if unicodedata.category(char) == "Mn" else char
+        return value
+
+
+class _PunctuationSplitter(Dict[int, str]):
+    """For str.translate: sets punctuation apart; every ASCII symbol counts as such."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        ascii_symbol = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
+        apart = ascii_symbol or unicodedata.category(char).startswith("P")
+        self[code] = value = " " + char + " " if apart else char
+        return value
+
+
+def _load_vocab(path: str) -> List[str]:
+    try:
+        with open(path, "r", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError("%s: expected a readable UTF-8 vocabulary, one piece a line: %s" % (path, error)) from error
+    if lines and not lines[-1]:
+        lines.pop()
+    return [line.strip() for line in lines]
+
+
+def _read_json(path: str) -> Dict[str, Any]:
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, "r", encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError("%s: expected readable JSON: %s" % (path, error)) from error
+    if not isinstance(values, dict):
+        raise CheckpointError("%s: expected a JSON object, got %s." % (path, type(values).__name__))
+    return values
+
+
+def _vocab_of_tokenizer_json(path: str, model: Dict[str, Any]) -> List[str]:
+    if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
+        raise CheckpointError(
+            "%s: expected a WordPiece model, got %r. ftbert tokenizes as BERT does; this tokenizer is another."
+            % (path, model.get("type"))
+        )
+    pieces = [""] * (max(model["vocab"].values(), default=-1) + 1)
+    for piece, index in model["vocab"].items():
+        pieces[index] = piece
+    return pieces
+
+
+class Tokenizer:
+    """BERT's tokenizer. Thread-safe; `encode` lets go of the GIL while the Rust threads work."""
+
+    def __init__(
+        self,
+        vocab: Sequence[str],
+        lower_case: Optional[bool] = None,
+        strip_accents: Optional[bool] = None,
+        chinese_chars: bool = True,
+        max_word_chars: int = GOOGLE_WORD_CHARS,
+    ) -> None:
+        """
+        Args:
+            vocab: the word pieces, by id.
+            lower_case: None: True if no piece has an upper-case ASCII letter.
+            strip_accents: None: as `lower_case`, as google-research/bert does.
+            chinese_chars: whether each Chinese character is a word.
+            max_word_chars: longer words become [UNK].
+
+        Raises:
+            CheckpointError: the vocabulary lacks [CLS], [SEP] or [UNK].
+        """
+        from tokenizers import Tokenizer as RustTokenizer
+        from tokenizers.models import WordPiece
+        from tokenizers.normalizers import BertNormalizer
+        from tokenizers.pre_tokenizers import BertPreTokenizer, CharDelimiterSplit
+
+        self.vocab = list(vocab)
+        ids = {piece: index for index, piece in enumerate(self.vocab)}
+        missing = [piece for piece in ("[CLS]", "[SEP]", "[UNK]") if piece not in ids]
+        if missing:
+            raise CheckpointError(
+                "The vocabulary of %d pieces lacks %s: expected BERT's vocab.txt." % (len(self.vocab), ", ".join(missing))
+            )
+        self.cls_id, self.sep_id, self.unk_id = ids["[CLS]"], ids["[SEP]"], ids["[UNK]"]
+        upper = sum(1 for piece in self.vocab if piece[:1] != "[" and any("A" <= char <= "Z" for char in piece))
+        lower = sum(1 for piece in self.vocab if piece[:1] != "[" and any("a" <= char <= "z" for char in piece))
+        self.lower_case = upper == 0 if lower_case is None else bool(lower_case)
+        self.strip_accents = self.lower_case if strip_accents is None else bool(strip_accents)
+        self.chinese_chars = bool(chinese_chars)
+        self.max_word_chars = int(max_word_chars)
+        self._warn_of_contradiction(upper, lower)
+
+        model = WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=self.max_word_chars)
+        self._whole = RustTokenizer(model)
+        self._whole.normalizer = BertNormalizer(
+            clean_text=True,
+            handle_chinese_chars=self.chinese_chars,
+            strip_accents=self.strip_accents,
+            lowercase=self.lower_case,
+        )
+        self._whole.pre_tokenizer = BertPreTokenizer()
+        self._words = RustTokenizer(model)
+        self._words.pre_tokenizer = CharDelimiterSplit(" ")
+        self._clean = _Cleaner(self.chinese_chars)
+        self._strip = _AccentStripper()
+        self._punctuate = _PunctuationSplitter()
+
+    def _warn_of_contradiction(self, upper: int, lower: int) -> None:
+        """`upper`, `lower`: pieces with such ASCII letters. Chinese vocabularies have few of either."""
+        if self.lower_case and upper > 20 and upper * 20 > lower:
+            warnings.warn(
+                "lower_case is on, but %d of %d pieces have upper-case letters, which can then never match: this looks like "
+                "a cased vocabulary." % (upper, len(self.vocab)),
+                stacklevel=4,
+            )
+        elif not self.lower_case and upper == 0 and lower > 20:
+            warnings.warn(
+                "lower_case is off, but none of %d pieces has an upper-case letter, so that every capital becomes [UNK]: "
+                "this looks like an uncased vocabulary." % len(self.vocab),
+                stacklevel=4,
+            )
+
+    @classmethod
+    def from_vocab(cls, path: str, lower_case: Optional[bool] = None, max_word_chars: int = GOOGLE_WORD_CHARS) -> "Tokenizer":
+        """The tokenizer of a vocab.txt."""
+        return cls(_load_vocab(os.fspath(path)), lower_case, max_word_chars=max_word_chars)
+
+    @classmethod
+    def from_folder(cls, folder: str, lower_case: Optional[bool] = None) -> "Tokenizer":
+        """The tokenizer of a model folder: google-research/bert's, Hugging Face's or ours.
+
+        Args:
+            folder: holds vocab.txt or tokenizer.json.
+            lower_case: None: as ftbert.json, tokenizer_config.json or tokenizer.json says; if none does, as the pieces look.
+
+        Raises:
+            CheckpointError: no vocabulary there, or not BERT's.
+        """
+        folder = os.fspath(folder)
+        vocab_path = os.path.join(folder, "vocab.txt")
+        json_path = os.path.join(folder, "tokenizer.json")
+        ours = _read_json(os.path.join(folder, "ftbert.json")).get("tokenizer", {})
+        if ours:
+            kept = dict(ours)
+            if lower_case is not None:
+                kept["lower_case"] = lower_case
+            try:
+                return cls(_load_vocab(vocab_path), **kept)
+            except TypeError as error:
+                raise CheckpointError("%s: unknown tokenizer settings %s." % (folder, sorted(ours))) from error
+        config = _read_json(os.path.join(folder, "tokenizer_config.json"))
+        rust = _read_json(json_path)
+        if os.path.exists(vocab_path):
+            vocab = _load_vocab(vocab_path)
+        elif rust:
+            vocab = _vocab_of_tokenizer_json(json_path, rust.get("model", {}))
+        else:
+            raise CheckpointError(
+                "%s: expected vocab.txt or tokenizer.json. Copy it from the folder of the model that this one was trained "
+                "from." % folder
+            )
+        normalizer = rust.get("normalizer") or {}
+        model = rust.get("model") or {}
+
+        def setting(key: str, rust_key: str) -> Optional[bool]:
+            return config[key] if config.get(key) is not None else normalizer.get(rust_key)
+
+        if lower_case is None:
+            lower_case = setting("do_lower_case", "lowercase")
+        chinese_chars = setting("tokenize_chinese_chars", "handle_chinese_chars")
+        of_hugging_face = os.path.exists(os.path.join(folder, "config.json"))
+        return cls(
+            vocab,
+            lower_case,
+            strip_accents=setting("strip_accents", "strip_accents"),
+            chinese_chars=True if chinese_chars is None else chinese_chars,
+            max_word_chars=model.get(
+                "max_input_chars_per_word", HUGGING_FACE_WORD_CHARS if of_hugging_face else GOOGLE_WORD_CHARS
+            ),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of word pieces."""
+        return len(self.vocab)
+
+    def settings(self) -> Dict[str, Any]:
+        """What ftbert.json keeps under "tokenizer"; the constructor's arguments besides the vocabulary."""
+        return {
+            "lower_case": self.lower_case,
+            "strip_accents": self.strip_accents,
+            "chinese_chars": self.chinese_chars,
+            "max_word_chars": self.max_word_chars,
+        }
+
+    def save(self, folder: str) -> None:
+        """Writes vocab.txt into the folder (the settings go into ftbert.json, beside those of the model)."""
+        with open(os.path.join(os.fspath(folder), "vocab.txt"), "w", encoding="utf-8", newline="\n") as file:
+            file.write("".join(piece + "\n" for piece in self.vocab))
+
+    def split_words(self, text: str) -> List[str]:
+        """The words that WordPiece cuts: google-research/bert's BasicTokenizer, by this Python's Unicode tables."""
+        words = text.translate(self._clean).split()
+        if self.lower_case:
+            words = [word.lower() for word in words]
+        if self.strip_accents:
+            words = [unicodedata.normalize("NFD", word).translate(self._strip) for word in words]
+        return " ".join(words).translate(self._punctuate).split()
+
+    def pieces(self, text: Text) -> List[str]:
+        """The word pieces of one text, without special tokens and without truncation."""
+        ids = self._piece_ids([text] if isinstance(text, str) else list(text))
+        return [self.vocab[index] for row in ids for index in row]
+
+    def _piece_ids(self, texts: List[str]) -> List[List[int]]:
+        """Ids of each text's pieces, without special tokens."""
+        joined = "".join(texts)
+        if joined.isascii() or _PLAIN.fullmatch(joined):
+            return _run(self._whole, texts)
+        odd = [index for index, text in enumerate(texts) if not _PLAIN.fullmatch(text)]
+        by_words = iter(_run(self._words, [" ".join(self.split_words(texts[index])) for index in odd]))
+        odd_set = set(odd)
+        whole = iter(_run(self._whole, [text for index, text in enumerate(texts) if index not in odd_set]))
+        return [next(by_words) if index in odd_set else next(whole) for index in range(len(texts))]
+
+    def encode(self, texts: Sequence[Text], max_length: int = 512, truncation: str = "head") -> Encoded:
+        """Token ids of texts and pairs: [CLS] text [SEP], or [CLS] first [SEP] second [SEP].
+
+        Args:
+            texts: B strings or pairs of strings. An empty text is [CLS] [SEP].
+            max_length: the longest row, special tokens included; at least 3.
+            truncation: one of `TRUNCATIONS`. The longer text of a pair is shortened first, as google-research/bert does.
+
+        Raises:
+            InputError: an item is no text, or, with "error", one is too long: nothing is returned.
+        """
+        texts = check_texts(texts)
+        if truncation not in TRUNCATIONS:
+            raise ConfigError("truncation: expected one of %s, got %r." % (", ".join(TRUNCATIONS), truncation))
+        if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3:
+            raise ConfigError("max_length: expected an integer of at least 3, got %r." % (max_length,))
+        if len(texts) <= _CHUNK:
+            return self._encode_chunk(texts, 0, max_length, truncation)
+        parts = [
+            self._encode_chunk(texts[begin : begin + _CHUNK], begin, max_length, truncation)
+            for begin in range(0, len(texts), _CHUNK)
+        ]
+        lengths = np.concatenate([np.diff(part.batch.row_splits) for part in parts])
+        batch = PackedBatch(
+            np.concatenate([part.batch.token_ids for part in parts]),
+            np.concatenate([part.batch.segment_ids for part in parts]),
+            _splits(lengths),
+        )
+        return Encoded(batch, *(np.concatenate([part[field] for part in parts]) for field in (1, 2, 3)))
+
+    def _encode_chunk(self, texts: List[Text], first_index: int, max_length: int, truncation: str) -> Encoded:
+        pairs = np.fromiter((not isinstance(text, str) for text in texts), bool, len(texts))
+        if pairs.any():
+            # A single text is a pair whose second text takes no room.
+            flat = [part for text in texts for part in ((text, "") if isinstance(text, str) else text)]
+        else:
+            flat = texts  # type: ignore[assignment]
+        rows = self._piece_ids(flat)
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, sum(map(len, rows)))
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        starts = np.cumsum(lengths) - lengths
+        if pairs.any():
+            first, second = lengths[0::2], lengths[1::2]
+            first_start, second_start = starts[0::2], starts[1::2]
+        else:
+            first, second = lengths, np.zeros(len(texts), np.int64)
+            first_start = second_start = starts
+        room = max_length - 2 - pairs.astype(np.int64)
+        truncated = first + second > room
+        if truncation == "error" and truncated.any():
+            index = int(np.argmax(truncated))
+            needed = int((first + second - room)[index]) + max_length
+            raise InputError(
+                "texts[%d]: expected at most %d tokens, got %d (%s...). Shorten it, or choose truncation='head', 'tail' or "
+                "'head+tail'." % (first_index + index, max_length, needed, repr(texts[index])[:60])
+            )
+        # The longer text loses pieces until both fit: the closed form of google's loop, where at a tie the second loses.
+        kept_first = np.where(truncated, np.minimum(first, np.maximum(room - second, room - room // 2)), first)
+        kept_second = np.where(truncated, room - kept_first, second)
+
+        row_lengths = kept_first + kept_second + 2 + pairs
+        splits = _splits(row_lengths)
+        begins, ends = splits[:-1].astype(np.int64), splits[1:].astype(np.int64)
+        tokens = np.full(int(splits[-1]), self.sep_id, np.int32)
+        segments = np.zeros(int(splits[-1]), np.int32)
+        tokens[begins] = self.cls_id
+        _copy_kept(ids, first_start, first, kept_first, tokens, begins + 1, truncation)
+        if pairs.any():
+            _copy_kept(ids, second_start, second, kept_second, tokens, begins + 2 + kept_first, truncation)
+            second_length = np.where(pairs, kept_second + 1, 0)
+            segments[_ranges(ends - second_length, second_length)] = 1
+        unknown_before = np.concatenate([[0], np.cumsum(tokens == self.unk_id)])
+        unknown = (unknown_before[ends] - unknown_before[begins]).astype(np.int32)
+        pieces = (kept_first + kept_second).astype(np.int32)
+        return Encoded(PackedBatch(tokens, segments, splits), truncated, pieces, unknown)
+
+
+def _run(rust: Any, texts: List[str]) -> List[List[int]]:
+    if not texts:
+        return []
+    encode = getattr(rust, "encode_batch_fast", None) or rust.encode_batch
+    return [encoding.ids for encoding in encode(texts, add_special_tokens=False)]
+
+
+def _splits(lengths: np.ndarray) -> np.ndarray:
+    splits = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=splits[1:])
+    return splits
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The indices of all [start, start + length), one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+
+
+def _copy_kept(
+    source: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    kept: np.ndarray,
+    target: np.ndarray,
+    places: np.ndarray,
+    truncation: str,
+) -> None:
+    """Copies the pieces of each text that stay to their places: `head` of them from its start, the rest from its end."""
+    if truncation in ("head", "error"):
+        head = kept
+    elif truncation == "tail":
+        head = np.zeros_like(kept)
+    else:
+        head = np.where(kept < lengths, kept // 4, kept)
+    tail = kept - head
+    target[_ranges(places, head)] = source[_ranges(starts, head)]
+    if tail.any():
+        target[_ranges(places + head, tail)] = source[_ranges(starts + lengths - tail, tail)]
