@@ -218,7 +218,7 @@ class CMakeBuild(build_ext):
         jobs = self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or usable_cpus()
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(str(stage), ignore_errors=True)
-        self.command([cmake, "-S", str(ROOT / "ftbert" / "_ops"), "-B", str(folder)] + arguments)
+        self.command([cmake, "--no-warn-unused-cli", "-S", str(ROOT / "ftbert" / "_ops"), "-B", str(folder)] + arguments)
         self.command([cmake, "--build", str(folder), "--parallel", str(jobs)])
         self.command([cmake, "--install", str(folder), "--strip", "--prefix", str(stage)])
         return sorted(path for path in stage.iterdir() if path.is_file())
