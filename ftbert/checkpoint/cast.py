@@ -64,7 +64,7 @@ class CastReport(NamedTuple):
                 format_bytes(self.bytes_after),
             ),
             "%d values overflowed to infinity, %d vanished to zero, of %d; largest relative error of the others %.3g"
-            % (self.overflows, self.underflows, sum(tensor.count for tensor in self.tensors), self.largest_error),
+            % (self.overflows, self.underflows, sum(tensor.size for tensor in self.tensors), self.largest_error),
         ]
         for tensor in worst(list(self.tensors), 5):
             lines.append(
@@ -73,7 +73,8 @@ class CastReport(NamedTuple):
             )
         if self.optimizer:
             lines.append(
-                "%d of them only training needs, and half precision spoils them: strip_optimizer first." % len(self.optimizer)
+                "%d of them only training needs, and half precision spoils them: strip_optimizer first."
+                % len(self.optimizer)
             )
         return "\n".join(lines)
 
@@ -96,18 +97,20 @@ def to_fp16(src: str, dst: str, allow_overflow: bool = False) -> CastReport:
 
 
 def to_bf16(src: str, dst: str, allow_overflow: bool = False) -> CastReport:
-    """`to_fp16` for bfloat16: float32's range with 8 bits of precision. TensorFlow and safetensors have this type, numpy not."""
+    """`to_fp16` for bfloat16: float32's range with 8 bits of precision, a type that TensorFlow and safetensors have."""
     return _cast(src, dst, "bfloat16", allow_overflow)
 
 
 def _cast(src: str, dst: str, dtype: str, allow_overflow: bool) -> CastReport:
-    tensors = []  # type: List[RoundedTensor]
+    tensors: List[RoundedTensor] = []
 
     def choose(reader: CheckpointReader) -> List[str]:
         names = reader.names()
         if names and not any(reader.dtype(name) == "float32" for name in names):
             found = sorted({reader.dtype(name) for name in names})
-            raise CheckpointError("%s: expected float32 tensors to convert, found only %s." % (reader.path, ", ".join(found)))
+            raise CheckpointError(
+                "%s: expected float32 tensors to convert, found only %s." % (reader.path, ", ".join(found))
+            )
         return names
 
     def specs(before: List[TensorSpec]) -> List[TensorSpec]:
@@ -125,7 +128,7 @@ def _cast(src: str, dst: str, dtype: str, allow_overflow: bool) -> CastReport:
                     src,
                     name,
                     tensor.overflows,
-                    tensor.count,
+                    tensor.size,
                     dtype,
                     float(np.abs(array[np.isfinite(array)]).max()),
                     "Use to_bf16, which has float32's range" if dtype == "float16" else "Keep float32",

@@ -5,8 +5,8 @@ from typing import Iterable, List
 
 __all__ = ["NOT_WEIGHTS", "SLOT_SUFFIXES", "is_optimizer_name", "optimizer_tensors"]
 
-# A variable's slots are named after it. google-research/bert's AdamWeightDecayOptimizer and the LAMB optimizers derived from
-# it write adam_m and adam_v; tf.train's optimizers write their own class name, with _1 for the second slot.
+# A variable's slots are named after it. google-research/bert's AdamWeightDecayOptimizer and the LAMB optimizers derived
+# from it write adam_m and adam_v; tf.train's optimizers write their own class name, with _1 for the second slot.
 SLOT_SUFFIXES = (
     "adam_m",
     "adam_v",

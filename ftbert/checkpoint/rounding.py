@@ -38,10 +38,12 @@ def _widen_bfloat16(rounded: np.ndarray) -> np.ndarray:
     return (rounded.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-_KINDS = {
+_Rounding = Tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
+
+_KINDS: Dict[str, _Rounding] = {
     "float16": (round_to_float16, _widen_float16),
     "bfloat16": (round_to_bfloat16, _widen_bfloat16),
-}  # type: Dict[str, Tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]]
+}
 
 
 class RoundedTensor(NamedTuple):
@@ -49,7 +51,7 @@ class RoundedTensor(NamedTuple):
 
     Attributes:
         name: of the tensor.
-        count: of its values.
+        size: number of its values.
         overflows: finite values that became infinite.
         underflows: values other than zero that became zero.
         largest_error: the largest |rounded - value| / |value| of those that became neither.
@@ -57,7 +59,7 @@ class RoundedTensor(NamedTuple):
     """
 
     name: str
-    count: int
+    size: int
     overflows: int
     underflows: int
     largest_error: float

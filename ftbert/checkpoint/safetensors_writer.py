@@ -53,11 +53,13 @@ class SafetensorsWriter:
         for spec in specs:
             if spec.dtype not in _TYPES:
                 raise CheckpointError("%s: safetensors has no type for %s values." % (spec.name, spec.dtype))
-        # Wide types first, as the format's own library orders them: every tensor then starts at a multiple of its width.
-        ordered = sorted(specs, key=lambda spec: (-(2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize), spec.name))
-        header = {"__metadata__": metadata or {"format": "pt"}}  # type: Dict[str, object]
-        self._offsets = {}  # type: Dict[str, int]
-        self._specs = {}  # type: Dict[str, TensorSpec]
+        # Wide types first, as the format's own library orders them: each tensor then starts at a multiple of its width.
+        ordered = sorted(
+            specs, key=lambda spec: (-(2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize), spec.name)
+        )
+        header: Dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
+        self._offsets: Dict[str, int] = {}
+        self._specs: Dict[str, TensorSpec] = {}
         offset = 0
         for spec in ordered:
             if spec.name in self._specs:
@@ -83,7 +85,9 @@ class SafetensorsWriter:
         spec = self._specs.get(name)
         dtype = "bfloat16" if bfloat16 else array.dtype.name
         if spec is None or name not in self._waiting or (spec.dtype, spec.shape) != (dtype, array.shape):
-            raise CheckpointError("%s: expected %s, got %s %s." % (name, spec or "no such tensor", dtype, list(array.shape)))
+            raise CheckpointError(
+                "%s: expected %s, got %s %s." % (name, spec or "no such tensor", dtype, list(array.shape))
+            )
         self._file.seek(self._start + self._offsets[name])
         np.ascontiguousarray(array).tofile(self._file)
         self._waiting.discard(name)
@@ -93,8 +97,10 @@ class SafetensorsWriter:
         if self._file.closed:
             return
         if self._waiting:
-            waiting = sorted(self._waiting)  # type: List[str]
-            raise CheckpointError("%s: %d tensors were announced and not added: %s" % (self.path, len(waiting), waiting[:8]))
+            waiting: List[str] = sorted(self._waiting)
+            raise CheckpointError(
+                "%s: %d tensors were announced and not added: %s" % (self.path, len(waiting), waiting[:8])
+            )
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

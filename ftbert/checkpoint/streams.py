@@ -1,4 +1,4 @@
-"""How every checkpoint tool reads and writes: one tensor at a time, and a destination that appears whole or not at all."""
+"""How every checkpoint tool reads and writes: tensor by tensor, to a destination that appears whole or not at all."""
 
 import contextlib
 import json
@@ -75,8 +75,8 @@ def check_readable(reader: CheckpointReader, names: Sequence[str]) -> None:
     strings = [name for name in names if reader.dtype(name) == "string"]
     if strings:
         raise CheckpointError(
-            "%s: %s hold text, as tf.train.Checkpoint and Keras write it. Load the model in TensorFlow and save it by name: "
-            "tf.compat.v1.train.Saver(variables).save(session, path)." % (reader.path, ", ".join(strings[:4]))
+            "%s: %s hold text, as tf.train.Checkpoint and Keras write it. Load the model in TensorFlow and save it by "
+            "name: tf.compat.v1.train.Saver(variables).save(session, path)." % (reader.path, ", ".join(strings[:4]))
         )
 
 
@@ -106,7 +106,9 @@ def new_folder(dst: str) -> Iterator[str]:
     """
     dst = os.path.abspath(dst)
     if os.path.lexists(dst) and not (os.path.isdir(dst) and not os.listdir(dst)):
-        raise CheckpointError("%s: expected a new or empty folder, there is something already. Name another, or remove it." % dst)
+        raise CheckpointError(
+            "%s: expected a new or empty folder, there is something already. Name another, or remove it." % dst
+        )
     temporary = "%s.writing-%d" % (dst, os.getpid())
     made = _make_parents(dst)
     try:
@@ -179,12 +181,12 @@ def destination(src: str, dst: str) -> Iterator[str]:
 
 
 def update_dtype(folder: str, dtype: str) -> None:
-    """Makes the type that a Hugging Face config.json names, where it names one, that of the new checkpoint beside it."""
+    """Makes the type named in a Hugging Face config.json, where one is, that of the new checkpoint beside it."""
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
         return
-    with open(path, "r", encoding="utf-8") as file:
-        values = json.load(file)  # type: Dict[str, Any]
+    with open(path, encoding="utf-8") as file:
+        values: Dict[str, Any] = json.load(file)
     for key in ("torch_dtype", "dtype"):
         if key in values:
             values[key] = dtype

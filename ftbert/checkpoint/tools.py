@@ -59,11 +59,25 @@ class Inspection(NamedTuple):
         rows = [("name", "shape", "dtype", "bytes", "")]
         for tensor in self.tensors:
             shape = " x ".join(str(length) for length in tensor.shape) or "scalar"
-            rows.append((tensor.name, shape, tensor.dtype, "{:,}".format(tensor.nbytes), "optimizer" if tensor.is_optimizer else ""))
+            rows.append(
+                (
+                    tensor.name,
+                    shape,
+                    tensor.dtype,
+                    "{:,}".format(tensor.nbytes),
+                    "optimizer" if tensor.is_optimizer else "",
+                )
+            )
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["%s (%s)" % (self.path, self.format)]
         for name, shape, dtype, nbytes, note in rows:
-            cells = (name.ljust(widths[0]), shape.ljust(widths[1]), dtype.ljust(widths[2]), nbytes.rjust(widths[3]), note)
+            cells = (
+                name.ljust(widths[0]),
+                shape.ljust(widths[1]),
+                dtype.ljust(widths[2]),
+                nbytes.rjust(widths[3]),
+                note,
+            )
             lines.append("  ".join(cells).rstrip())
         share = 100.0 * self.optimizer_nbytes / self.nbytes if self.nbytes else 0.0
         lines.append(
@@ -111,7 +125,7 @@ class StripReport(NamedTuple):
     bytes_removed: int
 
     def __str__(self) -> str:
-        kinds = {}  # type: Dict[str, int]
+        kinds: Dict[str, int] = {}
         for name in self.removed:
             kind = name.rsplit("/", 1)[-1]
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -137,7 +151,9 @@ def strip_optimizer(src: str, dst: str) -> StripReport:
     Raises:
         CheckpointError: `src` cannot be read, holds nothing else, or `dst` cannot be written.
     """
-    reader, kept = rewrite(src, dst, _weights, lambda specs: specs, lambda name, array, dtype: (array, dtype == "bfloat16"))
+    reader, kept = rewrite(
+        src, dst, _weights, lambda specs: specs, lambda name, array, dtype: (array, dtype == "bfloat16")
+    )
     removed = optimizer_tensors(reader.names())
     return StripReport(
         reader.path, os.fspath(dst), tuple(kept), tuple(removed), _nbytes(reader, kept), _nbytes(reader, removed)
@@ -179,7 +195,8 @@ class AverageReport(NamedTuple):
 def average(sources: Sequence[str], dst: str) -> AverageReport:
     """Writes the mean of several checkpoints of one model, such as the last few of a training.
 
-    Sums are float64, then rounded to the type that the tensor has. Integer tensors must agree. Optimizer tensors stay out.
+    Sums are float64, then rounded to the type that the tensor has. Integer tensors must agree.
+    Optimizer tensors stay out.
 
     Args:
         sources: two or more, each a TensorFlow prefix, a .safetensors file, or a folder with one of them.
@@ -196,7 +213,8 @@ def average(sources: Sequence[str], dst: str) -> AverageReport:
     for reader in readers[1:]:
         _check_same_model(readers[0], reader, names)
     unverified = [
-        reader if isinstance(reader, SafetensorsReader) else BundleReader(reader.path, verify=False) for reader in readers
+        reader if isinstance(reader, SafetensorsReader) else BundleReader(reader.path, verify=False)
+        for reader in readers
     ]
     left_out = optimizer_tensors(readers[0].names())
     with destination(sources[0], dst) as path, open_writer(path, tensor_specs(readers[0], names)) as writer:
@@ -220,7 +238,8 @@ def _check_same_model(first: CheckpointReader, other: CheckpointReader, names: S
         here, there = ((reader.dtype(name), list(reader.shape(name))) for reader in (first, other))
         if here != there:
             raise CheckpointError(
-                "average: %s: expected %s %s as in %s, got %s %s in %s." % ((name,) + here + (first.path,) + there + (other.path,))
+                "average: %s: expected %s %s as in %s, got %s %s in %s."
+                % ((name,) + here + (first.path,) + there + (other.path,))
             )
 
 
@@ -230,7 +249,9 @@ def _mean(readers: Sequence[CheckpointReader], name: str, dtype: str) -> np.ndar
         first = readers[0].read(name)
         for reader in readers[1:]:
             if not np.array_equal(first, reader.read(name)):
-                raise CheckpointError("average: %s holds integers that differ between %s and %s." % (name, readers[0].path, reader.path))
+                raise CheckpointError(
+                    "average: %s holds integers that differ between %s and %s." % (name, readers[0].path, reader.path)
+                )
         return first
     bfloat16 = dtype == "bfloat16"
     shape = readers[0].shape(name)
