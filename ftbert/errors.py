@@ -7,10 +7,12 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "ConfigError",
+    "DeadlineError",
     "EngineError",
     "FtbertError",
     "InputError",
     "OutOfMemoryError",
+    "OverloadedError",
     "UnavailableError",
 ]
 
@@ -45,3 +47,19 @@ class OutOfMemoryError(EngineError, MemoryError):
 
 class ClosedError(FtbertError, RuntimeError):
     """The predictor was closed, or is used in a forked child of the process that loaded it."""
+
+
+class OverloadedError(FtbertError, RuntimeError):
+    """The queue has no room; nothing was predicted.
+
+    Attributes:
+        retry_after: seconds after which there should be room.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(FtbertError, TimeoutError):
+    """The answer did not come within the time given; its work was dropped."""

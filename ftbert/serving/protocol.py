@@ -1,0 +1,108 @@
+"""uvicorn's HTTP protocol, with an end to every wait for a client.
+
+uvicorn bounds only the idle time after an answer. Here also: a whole request must arrive within `receive_timeout_s` of its
+first byte (of the connection, for the first one), headers may take 64 KiB, an answer must be taken within
+`receive_timeout_s`, and connections past `max_connections` are answered 503 at once.
+"""
+
+import asyncio
+from typing import Any, Optional, Type
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ftbert.serving.metrics import Metrics
+from ftbert.serving.options import ServeOptions
+
+__all__ = ["make_protocol"]
+
+_MAX_HEAD_BYTES = 65536
+
+_REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+
+
+def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProtocol]:
+    """The protocol class for uvicorn's option `http`."""
+
+    class BoundedProtocol(HttpToolsProtocol):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._receiving: Optional[asyncio.TimerHandle] = None  # runs while a request is incomplete
+            self._sending: Optional[asyncio.TimerHandle] = None  # runs while the client does not take our bytes
+            self._head_bytes = 0
+            self._head_done = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            metrics.connections.set(len(self.connections))
+            if len(self.connections) > options.max_connections:
+                self._refuse(503, "Expected at most %d open connections. Try again later." % options.max_connections)
+                return
+            self._start_receiving()
+
+        def connection_lost(self, exc: Optional[Exception]) -> None:
+            super().connection_lost(exc)
+            metrics.connections.set(len(self.connections))
+            self._unset_keepalive_if_required()
+            for timer in (self._receiving, self._sending):
+                if timer is not None:
+                    timer.cancel()
+            self._receiving = self._sending = None
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self._receiving is None:
+                self._start_receiving()
+            if not self._head_done:
+                self._head_bytes += len(data)
+            super().data_received(data)
+            if not self._head_done and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, "Expected a request line and headers of at most %d bytes." % _MAX_HEAD_BYTES)
+
+        def on_headers_complete(self) -> None:
+            self._head_done = True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._head_done = False
+            self._head_bytes = 0
+            if self._receiving is not None:
+                self._receiving.cancel()
+                self._receiving = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._sending is None:
+                self._sending = self.loop.call_later(options.receive_timeout_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._sending is not None:
+                self._sending.cancel()
+                self._sending = None
+            super().resume_writing()
+
+        def _start_receiving(self) -> None:
+            self._receiving = self.loop.call_later(options.receive_timeout_s, self._receiving_ended)
+
+        def _receiving_ended(self) -> None:
+            self._receiving = None
+            answered = self.cycle is not None and self.cycle.response_started
+            if self._head_bytes == 0 or answered:
+                self.transport.close()
+            else:
+                self._refuse(408, "Expected a whole request within %g s." % options.receive_timeout_s)
+
+        def _refuse(self, status: int, message: str) -> None:
+            kind = "Overloaded" if status == 503 else "Timeout" if status == 408 else "Validation"
+            metrics.errors.labels(kind).inc()
+            metrics.requests.labels("other", str(status)).inc()
+            body = orjson.dumps({"error": message, "error_type": kind})
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n%s"
+                % (status, _REASONS[status], len(body), b"retry-after: 1\r\n" if status == 503 else b"", body)
+            )
+            self.transport.close()
+
+    return BoundedProtocol

@@ -1,0 +1,33 @@
+"""The server of tests/test_serving_process.py, in a process of its own.
+
+Usage: serving_child.py JSON: {"options": ServeOptions' fields, "delay": seconds a batch takes, "labels_file": path or null}.
+With "labels_file" the model's labels are read from that file at every load, so that a reload can be seen.
+"""
+
+import json
+import sys
+
+from serving_fakes import KnownPredictor
+
+from ftbert.serving import server, table
+from ftbert.serving.options import ServeOptions
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+
+    def load(_table, path):
+        labels = ("none", "one", "two")
+        if path != "known":
+            with open(path, encoding="utf-8") as file:
+                labels = file.read().split()
+        predictor = KnownPredictor(labels)
+        predictor.delay = settings.get("delay", 0.0)
+        return predictor
+
+    table.ModelTable._load_path = load
+    server.run({"known": settings.get("labels_file") or "known"}, ServeOptions(port=0, **settings.get("options", {})))
+    sys.exit(3 if "tensorflow" in sys.modules else 0)
+
+
+main()
