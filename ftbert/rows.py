@@ -226,7 +226,8 @@ class RowWriter:
             os.chmod(self._temporary, 0o666 & ~_umask())
             self._file = io.open(handle, "w", encoding="utf-8", newline="")
         if self._format == "csv":
-            self._csv = csv.writer(self._file, lineterminator="\n")
+            # Every text is quoted: csv's minimal quoting overlooks a lone carriage return on older Pythons.
+            self._csv = csv.writer(self._file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._write_fields(self._columns)
         return self
 
