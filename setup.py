@@ -72,7 +72,8 @@ import json, tensorflow as tf
 print("ftbert:" + json.dumps([tf.__version__, tf.sysconfig.get_compile_flags(), tf.sysconfig.get_link_flags()]))
 """
 
-# argv: libftbert, ABI number, adapter or "". The adapter's failure in a TensorFlow that works is a failure of the build.
+# argv: libftbert, ABI number, adapter or "". The adapter's failure in a TensorFlow that works is a failure of the
+# build.
 LOAD_CHECK = r"""
 import ctypes, sys
 library, abi, adapter = sys.argv[1:4]
@@ -96,8 +97,8 @@ if adapter:
 def target_python(code, *arguments):
     """What `code` prints in the interpreter that will use the package.
 
-    pip's build isolation works through PYTHON* variables and a path of its own; -E and a neutral folder leave both behind
-    and keep the user's site-packages, where `pip install --user` puts TensorFlow.
+    pip's build isolation works through PYTHON* variables and a path of its own; -E and a neutral folder leave both
+    behind and keep the user's site-packages, where `pip install --user` puts TensorFlow.
     """
     return subprocess.run(
         [sys.executable, "-E", "-c", "import sys; sys.path.pop(0)\n" + code] + list(arguments),
@@ -200,7 +201,7 @@ class CMakeBuild(build_ext):
     def build_native(self):
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if cmake is None:
-            raise SystemExit("ftbert is compiled with CMake 3.18 or newer, and none was found. Run: pip install cmake ninja")
+            raise SystemExit("ftbert is compiled with CMake 3.18 or newer, found none. Run: pip install cmake ninja")
         environment = probe_environment()
         arguments = [
             "-DCMAKE_BUILD_TYPE=" + ("Debug" if self.debug else "Release"),
@@ -218,7 +219,8 @@ class CMakeBuild(build_ext):
         jobs = self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or usable_cpus()
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(str(stage), ignore_errors=True)
-        self.command([cmake, "--no-warn-unused-cli", "-S", str(ROOT / "ftbert" / "_ops"), "-B", str(folder)] + arguments)
+        source = str(ROOT / "ftbert" / "_ops")
+        self.command([cmake, "--no-warn-unused-cli", "-S", source, "-B", str(folder)] + arguments)
         self.command([cmake, "--build", str(folder), "--parallel", str(jobs)])
         self.command([cmake, "--install", str(folder), "--strip", "--prefix", str(stage)])
         return sorted(path for path in stage.iterdir() if path.is_file())

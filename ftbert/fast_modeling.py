@@ -1,7 +1,8 @@
 """google-research/bert's BertModel with the encoder in one native op: same constructor, getters and variables.
 
-A graph that says `modeling.BertModel(...)` says `fast_modeling.FastBertModel(...)` instead; its Saver, its checkpoints and the
-layers on top stay as they are. The op reads the graph's own variables: at the first run, and again whenever they changed.
+A graph that says `modeling.BertModel(...)` says `fast_modeling.FastBertModel(...)` instead; its Saver, its checkpoints
+and the layers on top stay as they are. The op reads the graph's own variables: at the first run, and again whenever
+they changed.
 
 Shapes: B rows, S longest row, H hidden, V vocabulary.
 """
@@ -24,9 +25,9 @@ _ACTIVATIONS = {"gelu_erf": 0, "gelu_tanh": 1, "relu": 2}
 def refresh() -> None:
     """Makes every FastBertModel of this process take over its variables' values at its next run.
 
-    Needed only after a change that leaves no trace in what is looked at on every run: where each variable lies in memory,
-    every number of the small ones (biases, norms) and 64 numbers of each large one. A restored checkpoint, an assignment
-    and an optimizer's step are all seen; single numbers of a matrix, changed in place, may not be.
+    Needed only after a change that leaves no trace in what is looked at on every run: where each variable lies in
+    memory, every number of the small ones (biases, norms) and 64 numbers of each large one. A restored checkpoint, an
+    assignment and an optimizer's step are all seen; single numbers of a matrix, changed in place, may not be.
     """
     refresh_encoders()
 
@@ -40,8 +41,8 @@ class FastBertModel:
         config: `ftbert.config.BertConfig`, or google-research/bert's own `BertConfig` object.
         is_training: False; the op has no gradient.
         input_ids: int (B, S).
-        input_mask: int (B, S), in each row ones and then zeros; None: no padding. A row of zeros alone is a row whose every
-            token counts, as in google-research/bert, where a mask that is equal everywhere masks nothing.
+        input_mask: int (B, S), in each row ones and then zeros; None: no padding. A row of zeros alone is a row whose
+            every token counts, as in google-research/bert, where a mask that is equal everywhere masks nothing.
         token_type_ids: int (B, S); None: all 0.
         use_one_hot_embeddings: accepted for the interface; the op looks rows up.
         scope: variable scope, "bert" unless told.
@@ -74,8 +75,8 @@ class FastBertModel:
             )
         if tf.executing_eagerly():
             raise ConfigError(
-                "Expected graph mode, got eager execution. Build the model inside `with tf.Graph().as_default():`, or call "
-                "tf.compat.v1.disable_eager_execution() first."
+                "Expected graph mode, got eager execution. Build the model inside `with tf.Graph().as_default():`, or "
+                "call tf.compat.v1.disable_eager_execution() first."
             )
         if precision not in PRECISIONS:
             raise ConfigError("precision: expected one of %s, got %r." % (sorted(PRECISIONS), precision))
@@ -124,15 +125,15 @@ class FastBertModel:
     def get_all_encoder_layers(self) -> List[Any]:
         """Always raises: the op keeps the last layer's states alone."""
         raise ConfigError(
-            "get_all_encoder_layers: the native encoder gives the last layer only (get_sequence_output). For the states of "
-            "every layer use ftbert.modeling.BertModel, whose variables are the same."
+            "get_all_encoder_layers: the native encoder gives the last layer only (get_sequence_output). For the states "
+            "of every layer use ftbert.modeling.BertModel, whose variables are the same."
         )
 
     def get_embedding_output(self) -> Any:
         """Always raises: the op keeps the last layer's states alone."""
         raise ConfigError(
-            "get_embedding_output: the native encoder gives the last layer only (get_sequence_output). For the embeddings' "
-            "sum use ftbert.modeling.BertModel, whose variables are the same."
+            "get_embedding_output: the native encoder gives the last layer only (get_sequence_output). For the sum of "
+            "the embeddings use ftbert.modeling.BertModel, whose variables are the same."
         )
 
     def _encode(self, want_sequence: bool) -> Any:

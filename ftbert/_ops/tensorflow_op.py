@@ -51,7 +51,7 @@ def _load() -> Any:
     except ImportError as error:
         raise UnavailableError(
             "Expected TensorFlow 1.14 or newer, but importing it failed: %s. Run `pip install tensorflow-cpu`, or use "
-            "runtime=\"direct\", which needs none." % error
+            'runtime="direct", which needs none.' % error
         ) from error
     library()  # its version is checked before anything binds to it
     path = tensorflow_adapter(tf.__version__)
@@ -59,7 +59,7 @@ def _load() -> Any:
         ops = tf.load_op_library(path)
     except (tf.errors.OpError, OSError) as error:
         raise UnavailableError(
-            "TensorFlow %s could not load %s: %s. Install ftbert again in this environment." % (tf.__version__, path, error)
+            "TensorFlow %s could not load %s: %s. Install ftbert again here." % (tf.__version__, path, error)
         ) from error
     adapter = ctypes.CDLL(path)
     if not hasattr(ops, "ftbert_run"):

@@ -1,6 +1,6 @@
 # Decides whether CUDA kernels are compiled and for which architectures. Sets
 #   FTBERT_HAVE_CUDA         nvcc works and CUDA was not switched off; the CUDA language is then enabled
-#   FTBERT_CUDA_ARCH_LIST    architectures, e.g. 80;86;89;90a;100;120: the value of CUDA_ARCHITECTURES is derived from it
+#   FTBERT_CUDA_ARCH_LIST    architectures, e.g. 80;86;89;90a;100;120
 #   CMAKE_CUDA_ARCHITECTURES machine code for each of them, PTX for the last, so that newer cards can still run
 #   FTBERT_CUBLAS_INCLUDE    folder of cublasLt.h, or NOTFOUND
 set(FTBERT_HAVE_CUDA OFF)
@@ -42,8 +42,8 @@ else()
   endforeach()
 endif()
 if(NOT FTBERT_CUDA_ARCH_LIST)
-  message(FATAL_ERROR "ftbert: ${CMAKE_CUDA_COMPILER} knows none of sm_80, 86, 89, 90a, 100, 120. Use CUDA 11.8 or newer, "
-                      "name architectures in FTBERT_CUDA_ARCHS, or build with FTBERT_CUDA=0.")
+  message(FATAL_ERROR "ftbert: ${CMAKE_CUDA_COMPILER} knows none of sm_80, 86, 89, 90a, 100, 120. Use CUDA 11.8 or "
+                      "newer, name architectures in FTBERT_CUDA_ARCHS, or build with FTBERT_CUDA=0.")
 endif()
 set(CMAKE_CUDA_ARCHITECTURES "")
 foreach(arch ${FTBERT_CUDA_ARCH_LIST})

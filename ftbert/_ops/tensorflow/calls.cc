@@ -26,10 +26,10 @@ Result Call(Function function, Arguments... arguments) {
   return code == 0 ? Result() : Result(code, error);
 }
 
-// ---- Fingerprints -----------------------------------------------------------------------------------------------------
-// Hashing BERT-base whole takes longer than running it on a short text. What tells of a change: where each array lies, all
-// of a small array (every bias and norm), and evenly spaced numbers of a large one. An optimizer's step and a restored
-// checkpoint change all of these; who changes single numbers by hand calls ftbert_encoder_refresh.
+// ---- Fingerprints -------------------------------------------------------------------------------------------------
+// Hashing BERT-base whole takes longer than running it on a short text. What tells of a change: where each array lies,
+// all of a small array (every bias and norm), and evenly spaced numbers of a large one. An optimizer's step and a
+// restored checkpoint change all of these; who changes single numbers by hand calls ftbert_encoder_refresh.
 
 constexpr int64_t kWholeUpTo = 4096;  // numbers
 constexpr int64_t kSamples = 64;
@@ -82,7 +82,7 @@ EngineCache& Cache() {
   return *cache;
 }
 
-// ---- Building an engine from variables --------------------------------------------------------------------------------
+// ---- Building an engine from variables ----------------------------------------------------------------------------
 
 const Tensor* Find(const EncoderOptions& options, const std::vector<Tensor>& weights, const std::string& name) {
   const auto found = std::find(options.names.begin(), options.names.end(), name);
@@ -92,7 +92,7 @@ const Tensor* Find(const EncoderOptions& options, const std::vector<Tensor>& wei
 Result ReadSize(const EncoderOptions& options, const std::vector<Tensor>& weights, const std::string& name, size_t axis,
                 int32_t* size) {
   const Tensor* weight = Find(options, weights, name);
-  if (weight == nullptr) return Result(kInvalidArgument, "Expected a weight named " + name + " among the inputs, got none.");
+  if (weight == nullptr) return Result(kInvalidArgument, "Expected a weight named " + name + ", got none.");
   if (weight->shape.size() != 2) {
     return Result(kInvalidArgument, name + ": expected two dimensions, got the shape " + ShapeText(*weight) + ".");
   }
@@ -108,7 +108,8 @@ Result ReadConfig(const EncoderOptions& options, const std::vector<Tensor>& weig
   if (result.ok()) result = ReadSize(options, weights, base + "position_embeddings", 0, &config->max_positions);
   if (result.ok()) result = ReadSize(options, weights, base + "token_type_embeddings", 0, &config->type_vocab_size);
   if (result.ok()) {
-    result = ReadSize(options, weights, "bert/encoder/layer_0/intermediate/dense/kernel", 1, &config->intermediate_size);
+    const char* kernel = "bert/encoder/layer_0/intermediate/dense/kernel";
+    result = ReadSize(options, weights, kernel, 1, &config->intermediate_size);
   }
   while (Find(options, weights,
               "bert/encoder/layer_" + std::to_string(config->num_layers) + "/attention/self/query/kernel") != nullptr) {
@@ -222,8 +223,8 @@ Result Encoder::EngineFor(const std::vector<Tensor>& weights, std::shared_ptr<Sh
 Result Encoder::Prepare(const std::vector<Tensor>& weights, const Tensor& token_ids, const Tensor& mask,
                         const Tensor& segment_ids, PaddedCall* call) {
   if (weights.size() != options_.names.size()) {
-    return Result(kInvalidArgument, "Expected " + std::to_string(options_.names.size()) + " weights, one per name, got " +
-                                        std::to_string(weights.size()) + ".");
+    return Result(kInvalidArgument, "Expected a weight for each of " + std::to_string(options_.names.size()) +
+                                        " names, got " + std::to_string(weights.size()) + ".");
   }
   if (token_ids.shape.size() != 2) {
     return Result(kInvalidArgument, "input_ids: expected the shape (rows, columns), got " + ShapeText(token_ids) + ".");

@@ -1,9 +1,9 @@
-// What both TensorFlow adapters do between TensorFlow's tensors and the engine's C ABI. No TensorFlow header here, and of
-// the engine only c_api.h; C++14, because TensorFlow 1.x asks for it.
+// What both TensorFlow adapters do between TensorFlow's tensors and the engine's C ABI. No TensorFlow header here, and
+// of the engine only c_api.h; C++14, because TensorFlow 1.x asks for it.
 //
 // FtbertRun      packed token ids -> outputs of an engine that Python has loaded (its id is an attribute).
-// FtbertEncoder  a graph's own BERT variables and padded token ids -> token states and pooled outputs; the engine is built
-//                from the variables at the first run, and again when they have changed.
+// FtbertEncoder  a graph's own BERT variables and padded token ids -> token states and pooled outputs; the engine is
+//                built from the variables at the first run, and again when they have changed.
 //
 // Shapes: B rows, T tokens in all rows, S columns of a padded batch, H hidden size, C labels.
 #ifndef FTBERT_TENSORFLOW_CALLS_H_
@@ -39,7 +39,7 @@ struct Tensor {
   std::vector<int64_t> shape;
 };
 
-// ---- FtbertRun --------------------------------------------------------------------------------------------------------
+// ---- FtbertRun ----------------------------------------------------------------------------------------------------
 
 struct RunRequest {
   int64_t engine = 0;
@@ -56,7 +56,7 @@ struct RunSizes {
 Result PrepareRun(const RunRequest& request, RunSizes* sizes);
 Result Run(const RunRequest& request, const RunSizes& sizes, const ftbert_outputs& outputs);
 
-// ---- FtbertEncoder ----------------------------------------------------------------------------------------------------
+// ---- FtbertEncoder ------------------------------------------------------------------------------------------------
 
 struct EncoderOptions {
   std::vector<std::string> names;  // google-research/bert's name of each weight, "bert/..."
@@ -96,8 +96,8 @@ class Encoder {
 
   // Packs the batch and finds or builds the engine for these weights. Thread-safe.
   //   weights       one per options.names
-  //   token_ids, mask, segment_ids  (B, S); a row's mask is ones and then zeros. A row without a one attends to all of its
-  //                 S tokens: adding the same number to every score, as google-research/bert does, masks nothing.
+  //   token_ids, mask, segment_ids  (B, S); a row's mask is ones and then zeros. A row without a one attends to all of
+  //                 its S tokens: adding the same number to every score, as google-research/bert does, masks nothing.
   Result Prepare(const std::vector<Tensor>& weights, const Tensor& token_ids, const Tensor& mask,
                  const Tensor& segment_ids, PaddedCall* call);
 

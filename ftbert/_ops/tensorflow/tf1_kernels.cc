@@ -1,5 +1,5 @@
-// The op adapter for TensorFlow 1.x, on its C++ API, compiled against the very TensorFlow that is installed. Contract of
-// the two ops: calls.h.
+// The op adapter for TensorFlow 1.x, on its C++ API, compiled against the very TensorFlow that is installed. Contract
+// of the two ops: calls.h.
 #include <string>
 #include <utility>
 #include <vector>
@@ -108,7 +108,8 @@ class EncoderKernel : public tf::OpKernel {
     OP_REQUIRES_OK(context, ToStatus(encoder_.Prepare(weights, View(context->input(0)), View(context->input(1)),
                                                       View(context->input(2)), &call)));
     float *sequence = nullptr, *pooled = nullptr;
-    OP_REQUIRES_OK(context, NewOutput(context, 0, want_sequence_, {call.rows, call.columns, call.hidden_size}, &sequence));
+    OP_REQUIRES_OK(context,
+                   NewOutput(context, 0, want_sequence_, {call.rows, call.columns, call.hidden_size}, &sequence));
     OP_REQUIRES_OK(context, NewOutput(context, 1, want_pooled_, {call.rows, call.hidden_size}, &pooled));
     OP_REQUIRES_OK(context, ToStatus(Encoder::Run(call, sequence, pooled)));
   }

@@ -1,7 +1,7 @@
 // The part of TensorFlow's C kernel API that the adapter calls, as pointers that are looked up at load in the
 // libtensorflow_framework.so.2 that the process already has. Declared here from TensorFlow's documented C interface
-// (tensorflow/c/{ops,kernels,tf_tensor,tf_status}.h), which keeps its ABI from release to release: so the build needs no
-// TensorFlow, and one binary serves TensorFlow 2 whatever its version and compiler.
+// (tensorflow/c/{ops,kernels,tf_tensor,tf_status}.h), which keeps its ABI from release to release: so the build needs
+// no TensorFlow, and one binary serves TensorFlow 2 whatever its version and compiler.
 #ifndef FTBERT_TENSORFLOW_TF2_API_H_
 #define FTBERT_TENSORFLOW_TF2_API_H_
 
@@ -80,7 +80,8 @@ struct Tf2Api {
 #undef FTBERT_TF2_DECLARE
 };
 
-// Looks every function up once. Returns null, with the reason and the remedy in *problem, where there is no TensorFlow 2.
+// Looks every function up once. Returns null, with the reason and the remedy in *problem, where there is no TensorFlow
+// 2.
 const Tf2Api* LoadTf2Api(std::string* problem);
 
 }  // namespace ftbert_op

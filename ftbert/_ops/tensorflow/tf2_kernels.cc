@@ -13,7 +13,7 @@ namespace {
 
 const Tf2Api* tf = nullptr;
 
-// ---- Owning handles ---------------------------------------------------------------------------------------------------
+// ---- Owning handles -----------------------------------------------------------------------------------------------
 
 struct StatusDeleter {
   void operator()(TF_Status* status) const { tf->TF_DeleteStatus(status); }
@@ -31,7 +31,7 @@ using ShapePtr = std::unique_ptr<TF_ShapeHandle, ShapeDeleter>;
 StatusPtr NewStatus() { return StatusPtr(tf->TF_NewStatus()); }
 bool Ok(const StatusPtr& status) { return tf->TF_GetCode(status.get()) == 0; }
 
-// ---- Kernel helpers ---------------------------------------------------------------------------------------------------
+// ---- Kernel helpers -----------------------------------------------------------------------------------------------
 
 void Fail(TF_OpKernelContext* context, const Result& result) {
   const StatusPtr status = NewStatus();
@@ -145,7 +145,7 @@ class Attributes {
   StatusPtr status_;
 };
 
-// ---- FtbertRun --------------------------------------------------------------------------------------------------------
+// ---- FtbertRun ----------------------------------------------------------------------------------------------------
 
 struct RunKernel {
   int64_t engine = 0;
@@ -191,7 +191,7 @@ struct RunKernel {
   static void Delete(void* self) { delete static_cast<RunKernel*>(self); }
 };
 
-// ---- FtbertEncoder ----------------------------------------------------------------------------------------------------
+// ---- FtbertEncoder ------------------------------------------------------------------------------------------------
 
 struct EncoderKernel {
   explicit EncoderKernel(EncoderOptions options) : encoder(std::move(options)) {}
@@ -240,7 +240,7 @@ struct EncoderKernel {
   static void Delete(void* self) { delete static_cast<EncoderKernel*>(self); }
 };
 
-// ---- Shape inference --------------------------------------------------------------------------------------------------
+// ---- Shape inference ----------------------------------------------------------------------------------------------
 // Ranks only: the C API gives a shape function no access to attributes, so it cannot know which outputs are wanted (an
 // unwanted one is empty). The Python side, which knows, narrows the shapes with set_shape.
 
@@ -279,7 +279,7 @@ void EncoderShapes(TF_ShapeInferenceContext* context, TF_Status* status) {
   tf->TF_ShapeInferenceContextSetOutput(context, 1, matrix.get(), status);
 }
 
-// ---- Registration -----------------------------------------------------------------------------------------------------
+// ---- Registration -------------------------------------------------------------------------------------------------
 
 std::string* Problem() {
   static std::string* problem = new std::string;
