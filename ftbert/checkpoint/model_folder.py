@@ -95,6 +95,11 @@ class ModelFolder:
         """How a weight is stored: "float32", "float16", "bfloat16" ..."""
         return self.reader.dtype(self._places[name].name)
 
+    def place(self, name: str) -> Tuple[str, bool]:
+        """Where a weight stands in the checkpoint: its name there, and whether it is a kernel stored (out, in)."""
+        place = self._places[name]
+        return place.name, place.transposed
+
     def weights(self) -> Iterator[Weight]:
         """Every weight, read and verified when its turn comes; drop each before taking the next to hold only one."""
         for name, place in self._places.items():
