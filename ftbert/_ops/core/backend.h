@@ -28,6 +28,7 @@ struct SourceMatrix {
   int32_t cols = 0;         // N, outputs
   bool transposed = false;  // stored (cols, rows)
   const float* bias = nullptr;  // (cols,), fp32
+  bool head = false;            // pooler or classifier: runs on B rows, right before the answer
 };
 
 // A weight matrix in the layout the device's kernels want, bias included. May be of several parts side by side (q, k, v);

@@ -19,18 +19,13 @@
 
 #include "core/backend.h"
 #include "cpu/isa.h"
+#include "cpu/kernels.h"
 #include "cpu/memory.h"
 
 namespace ftbert {
 namespace cpu {
 
 class LinearKernel;
-
-struct Panel {
-  int32_t column = 0;  // of `out`: the panel's first column
-  int32_t width = 0;   // columns that exist, <= panel_columns
-  int32_t part = 0;
-};
 
 struct PackedMatrix : PackedLinear {
   const LinearKernel* kernel = nullptr;
@@ -49,7 +44,7 @@ enum class Epilogue : int { kBias, kBiasGeluErf, kBiasGeluTanh, kBiasRelu, kBias
 
 // Work for one thread: `rows` rows by panels [panel_begin, panel_end), inputs [k_begin, k_end).
 struct Tile {
-  const void* in = nullptr;   // row 0 as Prepare wrote it; fp32 rows themselves where input_row_bytes() is 0
+  const void* in = nullptr;   // row 0 as Prepare wrote it; where input_row_bytes() is 0, fp32 rows, at input k_begin
   size_t in_stride = 0;       // bytes between rows
   int32_t rows = 0;
   int32_t panel_begin = 0;
@@ -62,6 +57,7 @@ struct Tile {
   // Row 0, column 0 of the output (Panel::column counts from here). fp32, stride in floats ...
   float* out = nullptr;
   ptrdiff_t out_stride = 0;
+  int32_t first_column = 0;  // the Panel::column that `out` begins with; 0 unless the kernel splits_inputs()
   // ... or, if the kernel writes_prepared() and this is not null, rows in the form Prepare would give for N inputs.
   void* prepared_out = nullptr;
   size_t prepared_stride = 0;  // bytes
@@ -110,6 +106,9 @@ void ReadRow(const SourceMatrix& source, int32_t k, int32_t n, int32_t count, fl
 
 // The kernels. Each returns null where the instruction set was not compiled in; `level` is the one chosen at load, so a
 // factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc, linear_int8.cc.
+// The function table of the highest of portable, avx2, avx512 that `level` includes.
+const Kernels* KernelsFor(Isa level);
+
 const LinearKernel* Fp32Kernel(Isa level);
 const LinearKernel* Bf16Kernel(Isa level);
 const LinearKernel* Int8Kernel(Isa level);

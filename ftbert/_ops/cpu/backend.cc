@@ -1,0 +1,424 @@
+// The CPU backend: slots, embeddings, attention and the thread team of a run. Products are in product.cc, kernels in their own
+// files, chosen once at load for the instruction set.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "core/backend.h"
+#include "core/half.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/linear.h"
+#include "cpu/product.h"
+#include "cpu/thread_pool.h"
+
+namespace ftbert {
+namespace cpu {
+namespace {
+
+constexpr int kNumSlots = 8;
+// A workspace that needed less than a quarter of its memory for so many runs gives it back.
+constexpr int kShrinkAfterRuns = 256;
+
+struct CpuTables final : EmbeddingTables {
+  Buffer words, positions, segments;  // rows padded to whole vectors
+  DataType type = DataType::kFloat32;
+  size_t bytes() const override { return words.size() + positions.size() + segments.size(); }
+};
+
+// A stretch of one row of text: what one task of Embed or Attend works on.
+struct Stretch {
+  int32_t row = 0;
+  int32_t begin = 0;  // within the row
+  int32_t count = 0;
+};
+
+struct CpuWorkspace final : Workspace {
+  Team* team = nullptr;  // of the run in flight
+  Batch batch;           // the caller's arrays; they outlive the run
+  Buffer slots[kNumSlots];
+  ProductScratch products;
+  std::vector<Buffer> attention;  // one per thread
+  std::vector<Stretch> stretches;
+  int runs = 0;
+  int32_t most_tokens = 0;  // since the count of runs began
+
+  size_t bytes() const {
+    size_t total = products.bytes();
+    for (const Buffer& slot : slots) total += slot.size();
+    for (const Buffer& scratch : attention) total += scratch.size();
+    return total;
+  }
+};
+
+CpuWorkspace* Cast(Workspace* workspace) { return static_cast<CpuWorkspace*>(workspace); }
+
+Epilogue EpilogueFor(Activation activation) {
+  switch (activation) {
+    case Activation::kGeluErf:
+      return Epilogue::kBiasGeluErf;
+    case Activation::kRelu:
+      return Epilogue::kBiasRelu;
+    case Activation::kGeluTanh:
+      break;
+  }
+  return Epilogue::kBiasGeluTanh;
+}
+
+Status PackTable(const SourceTable& source, int32_t columns, DataType type, Buffer* packed) {
+  const size_t stride = (static_cast<size_t>(columns) + 15) / 16 * 16;
+  const size_t width = type == DataType::kFloat32 ? 4 : 2;
+  if (!packed->Allocate(source.rows * stride * width)) return Status(Code::kOutOfMemory, "Out of memory for the embeddings.");
+  for (int32_t row = 0; row < source.rows; ++row) {
+    const size_t from = static_cast<size_t>(row) * columns;
+    char* to = packed->as<char>() + row * stride * width;
+    if (source.type == type) {
+      std::memcpy(to, static_cast<const char*>(source.data) + from * width, columns * width);
+    } else {
+      for (int32_t i = 0; i < columns; ++i) {
+        const float value = ReadAsFloat(source.data, source.type, from + i);
+        const uint16_t half = type == DataType::kFloat16 ? FloatToFloat16(value) : FloatToBFloat16(value);
+        if (type == DataType::kFloat32) {
+          reinterpret_cast<float*>(to)[i] = value;
+        } else {
+          reinterpret_cast<uint16_t*>(to)[i] = half;
+        }
+      }
+    }
+    std::memset(to + columns * width, 0, (stride - columns) * width);
+  }
+  return Status();
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Config& config, Isa level, const LinearKernel* linear, int threads)
+      : config_(config), level_(level), linear_(linear), head_(Fp32Kernel(level)), kernels_(KernelsFor(level)),
+        threads_(threads) {}
+
+  Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override {
+    std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
+    // Pooler and classifier are too small to gain from a low precision and stand right before the answer.
+    const Status status = (parts[0].head ? head_ : linear_)->Pack(parts, matrix.get());
+    if (status.ok()) *packed = std::move(matrix);
+    return status;
+  }
+
+  Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) override {
+    std::unique_ptr<CpuNorm> norm(new CpuNorm);
+    norm->gamma.assign(gamma, gamma + config_.hidden_size);
+    norm->beta.assign(beta, beta + config_.hidden_size);
+    norm->epsilon = config_.norm_epsilon;
+    *packed = std::move(norm);
+    return Status();
+  }
+
+  // fp32 runs on fp32 tables. The lower precisions keep 16 bits: fp16, or bfloat16 if that is what came.
+  Status PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
+                        std::unique_ptr<EmbeddingTables>* packed) override {
+    std::unique_ptr<CpuTables> tables(new CpuTables);
+    if (linear_->precision() != Precision::kFloat32) {
+      tables->type = words.type == DataType::kBFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
+    }
+    const int32_t H = config_.hidden_size;
+    Status status = PackTable(words, H, tables->type, &tables->words);
+    if (status.ok()) status = PackTable(positions, H, tables->type, &tables->positions);
+    if (status.ok()) status = PackTable(segments, H, tables->type, &tables->segments);
+    if (status.ok()) *packed = std::move(tables);
+    return status;
+  }
+
+  Status NewWorkspace(std::unique_ptr<Workspace>* workspace) override {
+    workspace->reset(new CpuWorkspace);
+    return Status();
+  }
+
+  Status Upload(Workspace* workspace, const Shape& shape, const Batch& batch) override {
+    CpuWorkspace* w = Cast(workspace);
+    w->shape = shape;
+    w->batch = batch;
+    w->most_tokens = std::max(w->most_tokens, shape.tokens);
+    if (++w->runs == kShrinkAfterRuns) {
+      const size_t needed = static_cast<size_t>(w->most_tokens) * Stride(Slot::kQkv) * sizeof(float);
+      if (needed < w->slots[static_cast<int>(Slot::kQkv)].size() / 4) {
+        for (Buffer& slot : w->slots) slot.Free();
+        w->products = ProductScratch();
+        w->attention.clear();
+      }
+      w->runs = 0;
+      w->most_tokens = shape.tokens;
+    }
+    const int64_t rows[kNumSlots] = {shape.tokens, shape.tokens, 0, shape.rows, shape.rows,
+                                     shape.rows,   shape.rows,   shape.rows};
+    bool enough = true;
+    for (int slot = 0; slot < kNumSlots; ++slot) {
+      enough = enough && w->slots[slot].Reserve(rows[slot] * Stride(static_cast<Slot>(slot)) * sizeof(float));
+    }
+    enough = enough && w->products.Reserve(*linear_, config_.hidden_size, config_.intermediate_size,
+                                           std::max(shape.tokens, shape.rows), threads_);
+    const size_t scratch = kernels_->attention_scratch_floats(shape.longest_row, HeadSize()) * sizeof(float);
+    w->attention.resize(threads_);
+    for (Buffer& buffer : w->attention) enough = enough && buffer.Reserve(scratch);
+    if (enough) return Status();
+    return Status(Code::kOutOfMemory, "Out of memory for a batch of " + std::to_string(shape.tokens) +
+                                          " tokens. Use a smaller batch (batch_tokens).");
+  }
+
+  Status Execute(Workspace* workspace, const std::function<void()>& loop) override {
+    CpuWorkspace* w = Cast(workspace);
+    Team team(threads_);
+    w->team = &team;
+    loop();
+    w->team = nullptr;
+    return Status();
+  }
+
+  Status Download(Workspace* workspace, const Outputs& outputs) override {
+    CpuWorkspace* w = Cast(workspace);
+    Copy(View(w, Slot::kLogits), config_.num_labels, outputs.logits);
+    Copy(View(w, Slot::kPooled), config_.hidden_size, outputs.pooled);
+    Copy(View(w, Slot::kFirstStates), config_.hidden_size, outputs.first_states);
+    Copy(View(w, Slot::kStates), config_.hidden_size, outputs.token_states);
+    return Status();
+  }
+
+  void Embed(Workspace* workspace, const EmbeddingTables& embedding_tables, const NormParameters& norm) override {
+    CpuWorkspace* w = Cast(workspace);
+    const auto& tables = static_cast<const CpuTables&>(embedding_tables);
+    const auto& layer_norm = static_cast<const CpuNorm&>(norm);
+    const Rows states = View(w, Slot::kStates);
+    constexpr int32_t kTokensAtATime = 32;
+    w->stretches.clear();
+    for (int32_t b = 0; b < w->shape.rows; ++b) {
+      const int32_t length = Length(w, b);
+      for (int32_t begin = 0; begin < length; begin += kTokensAtATime) {
+        w->stretches.push_back(Stretch{b, begin, std::min(kTokensAtATime, length - begin)});
+      }
+    }
+    w->team->ForEach(static_cast<int>(w->stretches.size()), [&](int index, int) {
+      const Stretch& stretch = w->stretches[index];
+      const int32_t first = w->batch.row_splits[stretch.row] + stretch.begin;
+      EmbedTask task;
+      task.words = tables.words.data();
+      task.positions = tables.positions.data();
+      task.segments = tables.segments.data();
+      task.table_stride = (config_.hidden_size + 15) / 16 * 16;
+      task.type = static_cast<int32_t>(tables.type);
+      task.token_ids = w->batch.token_ids + first;
+      task.segment_ids = w->batch.segment_ids != nullptr ? w->batch.segment_ids + first : nullptr;
+      task.first_position = stretch.begin;
+      task.rows = stretch.count;
+      task.hidden = config_.hidden_size;
+      task.gamma = layer_norm.gamma.data();
+      task.beta = layer_norm.beta.data();
+      task.epsilon = layer_norm.epsilon;
+      task.out = states.row(first);
+      task.out_stride = states.stride;
+      kernels_->embed(task);
+    });
+  }
+
+  void Linear(Workspace* workspace, Span, Slot in, const PackedLinear& weight, PartRange parts, Slot out) override {
+    CpuWorkspace* w = Cast(workspace);
+    const auto& matrix = static_cast<const PackedMatrix&>(weight);
+    Of(w).Linear(matrix, matrix.part_begin[parts.begin], matrix.part_begin[parts.end], Epilogue::kBias, View(w, in),
+                 View(w, out));
+  }
+
+  // Every task is one head of one row of text, the longest rows first; rows are split only if there are too few of them to
+  // occupy the team.
+  void Attend(Workspace* workspace, Span span) override {
+    CpuWorkspace* w = Cast(workspace);
+    const bool first_only = span == Span::kFirstTokens;
+    const int32_t H = config_.hidden_size, N = config_.num_heads, D = HeadSize();
+    const Rows qkv = View(w, Slot::kQkv);
+    const Rows query = first_only ? View(w, Slot::kFirstQuery) : qkv;
+    const Rows out = View(w, first_only ? Slot::kFirstContext : Slot::kContext);
+
+    const int64_t wanted = 3 * w->team->size();
+    const int64_t tasks = static_cast<int64_t>(w->shape.rows) * N;
+    const int32_t pieces = first_only || w->team->size() == 1 || tasks >= wanted
+                               ? 1 : static_cast<int32_t>((wanted + tasks - 1) / tasks);
+    w->stretches.clear();
+    for (int32_t b = 0; b < w->shape.rows; ++b) {
+      const int32_t length = first_only ? 1 : Length(w, b);
+      const int32_t tile = kernels_->query_tile;
+      const int32_t piece = ((length + pieces - 1) / pieces + tile - 1) / tile * tile;
+      for (int32_t begin = 0; begin < length; begin += piece) {
+        w->stretches.push_back(Stretch{b, begin, std::min(piece, length - begin)});
+      }
+    }
+    std::sort(w->stretches.begin(), w->stretches.end(), [&](const Stretch& a, const Stretch& b) {
+      const int64_t work_a = static_cast<int64_t>(a.count) * Length(w, a.row);
+      const int64_t work_b = static_cast<int64_t>(b.count) * Length(w, b.row);
+      return work_a != work_b ? work_a > work_b : (a.row != b.row ? a.row < b.row : a.begin < b.begin);
+    });
+
+    w->team->ForEach(static_cast<int>(w->stretches.size()) * N, [&](int index, int thread) {
+      const Stretch& stretch = w->stretches[index / N];
+      const int32_t head = index % N;
+      const int32_t first = w->batch.row_splits[stretch.row];
+      const int64_t at = first_only ? stretch.row : first + stretch.begin;
+      AttentionTask task;
+      task.query = query.row(at) + head * D;
+      task.query_stride = query.stride;
+      task.key = qkv.row(first) + H + head * D;
+      task.value = qkv.row(first) + 2 * H + head * D;
+      task.key_stride = qkv.stride;
+      task.out = out.row(at) + head * D;
+      task.out_stride = out.stride;
+      task.queries = stretch.count;
+      task.keys = Length(w, stretch.row);
+      task.head_size = D;
+      task.scale = 1.f / __builtin_sqrtf(static_cast<float>(D));
+      task.scratch = w->attention[thread].as<float>();
+      kernels_->attention(task);
+    });
+  }
+
+  void GatherFirst(Workspace* workspace) override {
+    CpuWorkspace* w = Cast(workspace);
+    const Rows states = View(w, Slot::kStates);
+    const Rows first = View(w, Slot::kFirstStates);
+    for (int32_t b = 0; b < w->shape.rows; ++b) {
+      std::memcpy(first.row(b), states.row(w->batch.row_splits[b]), config_.hidden_size * sizeof(float));
+    }
+  }
+
+  void LinearAddNorm(Workspace* workspace, Span, Slot in, const PackedLinear& weight, Slot residual,
+                     const NormParameters& norm) override {
+    CpuWorkspace* w = Cast(workspace);
+    Of(w).LinearAddNorm(static_cast<const PackedMatrix&>(weight), static_cast<const CpuNorm&>(norm), View(w, in),
+                        View(w, residual));
+  }
+
+  void FeedForward(Workspace* workspace, Span, Slot states, const PackedLinear& up, const PackedLinear& down,
+                   const NormParameters& norm) override {
+    CpuWorkspace* w = Cast(workspace);
+    Of(w).FeedForward(static_cast<const PackedMatrix&>(up), static_cast<const PackedMatrix&>(down),
+                      EpilogueFor(config_.activation), static_cast<const CpuNorm&>(norm), View(w, states));
+  }
+
+  void Pool(Workspace* workspace, const PackedLinear& weight) override {
+    Whole(Cast(workspace), weight, Epilogue::kBiasTanh, Slot::kFirstStates, Slot::kPooled);
+  }
+
+  void Classify(Workspace* workspace, const PackedLinear& weight) override {
+    Whole(Cast(workspace), weight, Epilogue::kBias, Slot::kPooled, Slot::kLogits);
+  }
+
+  std::string Name() const override {
+    return std::string("cpu ") + IsaName(linear_->isa()) + " " + PrecisionText() + " " + std::to_string(threads_) +
+           (threads_ == 1 ? " thread" : " threads");
+  }
+
+  std::string DescribeFields() const override {
+    return std::string("\"device\": \"cpu\", \"precision\": \"") + PrecisionText() + "\", \"isa\": \"" +
+           IsaName(linear_->isa()) + "\", \"isa_level\": \"" + IsaName(level_) + "\", \"threads\": " +
+           std::to_string(threads_);
+  }
+
+ private:
+  int32_t HeadSize() const { return config_.hidden_size / config_.num_heads; }
+
+  static int32_t Length(const CpuWorkspace* w, int32_t row) {
+    return w->batch.row_splits[row + 1] - w->batch.row_splits[row];
+  }
+
+  const char* PrecisionText() const {
+    switch (linear_->precision()) {
+      case Precision::kBFloat16:
+        return "bf16";
+      case Precision::kInt8:
+        return "int8";
+      default:
+        return "fp32";
+    }
+  }
+
+  ptrdiff_t Stride(Slot slot) const {
+    switch (slot) {
+      case Slot::kQkv:
+      case Slot::kContext:
+        return PaddedStride(3 * static_cast<int64_t>(config_.hidden_size));
+      case Slot::kLogits:
+        return PaddedStride(config_.num_labels);
+      default:
+        return PaddedStride(config_.hidden_size);
+    }
+  }
+
+  // kContext has no memory of its own: a head's output replaces its queries, which nobody else reads.
+  Rows View(CpuWorkspace* w, Slot slot) const {
+    const bool all_tokens = slot == Slot::kStates || slot == Slot::kQkv || slot == Slot::kContext;
+    const Slot home = slot == Slot::kContext ? Slot::kQkv : slot;
+    Rows rows;
+    rows.data = w->slots[static_cast<int>(home)].as<float>();
+    rows.stride = Stride(slot);
+    rows.count = all_tokens ? w->shape.tokens : w->shape.rows;
+    return rows;
+  }
+
+  Products Of(CpuWorkspace* w) const { return Products(kernels_, w->team, &w->products); }
+
+  void Whole(CpuWorkspace* w, const PackedLinear& weight, Epilogue epilogue, Slot in, Slot out) const {
+    const auto& matrix = static_cast<const PackedMatrix&>(weight);
+    Of(w).Linear(matrix, 0, static_cast<int32_t>(matrix.panels.size()), epilogue, View(w, in), View(w, out));
+  }
+
+  static void Copy(const Rows& from, int32_t columns, float* to) {
+    if (to == nullptr) return;
+    for (int32_t row = 0; row < from.count; ++row) {
+      std::memcpy(to + static_cast<int64_t>(row) * columns, from.row(row), columns * sizeof(float));
+    }
+  }
+
+  Config config_;
+  Isa level_;
+  const LinearKernel* linear_;  // encoder
+  const LinearKernel* head_;    // pooler and classifier
+  const Kernels* kernels_;
+  int threads_;
+};
+
+}  // namespace
+}  // namespace cpu
+
+Status NewCpuBackend(const Config& config, const Options& options, std::unique_ptr<Backend>* backend) {
+  cpu::Isa level = cpu::Isa::kPortable;
+  const Status status = cpu::ChooseIsa(&level);
+  if (!status.ok()) return status;
+  const cpu::LinearKernel* linear = nullptr;
+  switch (options.precision) {
+    case Precision::kFloat32:
+      linear = cpu::Fp32Kernel(level);
+      break;
+    case Precision::kBFloat16:
+      linear = cpu::Bf16Kernel(level);
+      break;
+    case Precision::kInt8:
+      linear = cpu::Int8Kernel(level);
+      break;
+    case Precision::kFloat16:
+    case Precision::kFloat8:
+      break;
+  }
+  if (linear == nullptr) {
+    return Status(Code::kUnavailable, std::string("This precision does not run on the CPU at the instruction set ") +
+                                          cpu::IsaName(level) + ". The CPU runs fp32, bf16 and int8.");
+  }
+  const int threads = options.threads > 0 ? options.threads : cpu::AvailableCpus();
+  backend->reset(new cpu::CpuBackend(config, level, linear, threads));
+  return Status();
+}
+
+std::string DescribeCpuFields() {
+  std::string levels;
+  for (int i = 0; i <= static_cast<int>(cpu::MachineIsa()); ++i) {
+    levels += std::string(i > 0 ? ", " : "") + "\"" + cpu::IsaName(static_cast<cpu::Isa>(i)) + "\"";
+  }
+  return std::string("\"isa\": \"") + cpu::IsaName(cpu::MachineIsa()) + "\", \"levels\": [" + levels +
+         "], \"threads\": " + std::to_string(cpu::AvailableCpus());
+}
+
+}  // namespace ftbert

@@ -1,0 +1,213 @@
+// fp32 product of a block of rows with packed panels; included by kernels_*.cc after vec_*.h.
+//
+// Layout: a panel holds kPanel = kPanelVecs * kLanes columns as weights[k][column], 64-byte aligned. The register tile is
+// kRowTile rows by one panel: kRowTile * kPanelVecs accumulators, kPanelVecs weights, one broadcast input.
+//
+// Loop order: panel, then inputs in blocks of kInputBlock, then row tiles: a block of a panel stays near while every row
+// tile uses it, and is prefetched into the first-level cache a few inputs ahead of its use; the rows stay in the second level.
+// Between input blocks the sums wait in `out`; fp32 stores are exact, so every element is one chain of fused
+// multiply-adds with k ascending, whatever the tile or the block.
+#ifndef FTBERT_CPU_GEMM_FP32_H_
+#define FTBERT_CPU_GEMM_FP32_H_
+
+#include "cpu/kernels.h"
+#include "cpu/vec.h"
+
+namespace ftbert {
+namespace cpu {
+namespace {
+
+constexpr int kPanel = kPanelVecs * kLanes;
+
+inline __attribute__((always_inline)) Vec Activate(int activation, Vec x) {
+  switch (activation) {
+    case 1: return GeluErf(x);
+    case 2: return GeluTanh(x);
+    case 3: return Relu(x);
+    case 4: return Tanh(x);
+    default: return x;
+  }
+}
+
+template <int kActivation>
+void ActivateAs(const float* in, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {  // two at a time: their chains overlap
+    const Vec a = Activate(kActivation, Load(in + i));
+    const Vec b = Activate(kActivation, Load(in + i + kLanes));
+    Store(out + i, a);
+    Store(out + i + kLanes, b);
+  }
+  for (; i < count; i += kLanes) {
+    const int lanes = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+    StorePartial(out + i, Activate(kActivation, LoadPartial(in + i, lanes)), lanes);
+  }
+}
+
+void ActivateSpan(int32_t activation, const float* in, int64_t count, float* out) {
+  switch (activation) {
+    case 1: return ActivateAs<1>(in, count, out);
+    case 2: return ActivateAs<2>(in, count, out);
+    case 3: return ActivateAs<3>(in, count, out);
+    case 4: return ActivateAs<4>(in, count, out);
+    default: return ActivateAs<0>(in, count, out);
+  }
+}
+
+struct MicroTask {
+  const float* in;
+  ptrdiff_t in_stride;
+  const float* weights;        // weights[k * weights_stride + column]
+  ptrdiff_t weights_stride;    // read only where the template's kStride is 0
+  const float* bias;           // null: none
+  float* out;
+  ptrdiff_t out_stride;
+  int inputs;
+  bool fresh;                  // sums begin at zero; otherwise they are read from `out`
+};
+
+// kRows rows by kVecs vectors of columns. kAhead > 0 prefetches the weights so many floats ahead.
+template <int kRows, int kVecs, int kStride, int kAhead>
+void MicroTile(const MicroTask& task) {
+  const ptrdiff_t in_stride = task.in_stride;
+  const ptrdiff_t out_stride = task.out_stride;
+  Vec sum[kRows][kVecs];
+  if (task.fresh) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < kVecs; ++n) sum[m][n] = Zero();
+  } else {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < kVecs; ++n) sum[m][n] = Load(task.out + m * out_stride + n * kLanes);
+  }
+  // Three rows hang on one pointer (a stride times 0, 1 or 2 is an address that an instruction can form).
+  const float* rows[(kRows + 2) / 3];
+#pragma GCC unroll 8
+  for (int i = 0; i < (kRows + 2) / 3; ++i) rows[i] = task.in + 3 * i * in_stride;
+  const float* weights = task.weights;
+  for (int k = task.inputs; k > 0; --k) {
+    Vec w[kVecs];
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) w[n] = Load(weights + n * kLanes);
+    if (kAhead > 0) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kVecs * kLanes; n += 16) Prefetch(weights + kAhead + n);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const Vec x = Set1(rows[m / 3][(m % 3) * in_stride]);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVecs; ++n) sum[m][n] = Fma(x, w[n], sum[m][n]);
+    }
+    weights += kStride > 0 ? kStride : task.weights_stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < (kRows + 2) / 3; ++i) ++rows[i];
+  }
+  if (task.bias != nullptr) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) {
+      const Vec b = Load(task.bias + n * kLanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) sum[m][n] = Add(sum[m][n], b);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < kVecs; ++n) Store(task.out + m * out_stride + n * kLanes, sum[m][n]);
+}
+
+using MicroFunction = void (*)(const MicroTask&);
+
+// MicroTile of `rows` rows, 1 .. kRows.
+template <int kRows, int kVecs, int kStride, int kAhead>
+MicroFunction FindMicro(int rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return FindMicro<kRows - 1, kVecs, kStride, kAhead>(rows);
+  }
+  return MicroTile<kRows, kVecs, kStride, kAhead>;
+}
+
+// Rows cut into tiles as even as can be: with tiles of at most 14, 16 rows are 8 + 8 and not 14 + 2.
+struct RowTiles {
+  RowTiles(int rows, int largest) : count((rows + largest - 1) / largest), small(rows / count), larger(rows % count) {}
+  int rows(int tile) const { return small + (tile < larger); }
+  int count;
+  int small;   // rows of a tile ...
+  int larger;  // ... but this many tiles, the first ones, have one more
+};
+
+void Gemm(const GemmTask& task) {
+  const RowTiles tiles(task.rows, kRowTile);
+  const MicroFunction micro[2] = {FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>(tiles.small),
+                                  FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>(tiles.rows(0))};
+  alignas(64) float edge[kRowTile * kPanel];
+  MicroTask t;
+  t.in_stride = task.in_stride;
+  t.weights_stride = kPanel;
+  for (int p = 0; p < task.num_panels; ++p) {
+    const Panel panel = task.panels[p];
+    const bool whole = panel.width == kPanel;
+    for (int k = task.k_begin; k < task.k_end; k += kInputBlock) {
+      const int k_next = k + kInputBlock < task.k_end ? k + kInputBlock : task.k_end;
+      const bool last = k_next == task.inputs;
+      t.weights = task.weights + p * task.panel_floats + static_cast<ptrdiff_t>(k) * kPanel;
+      t.bias = last ? task.bias + p * kPanel : nullptr;
+      t.inputs = k_next - k;
+      t.fresh = k == 0;
+      t.in = task.in + (k - task.k_begin);
+      float* out = task.out + (panel.column - task.first_column);
+      for (int tile = 0; tile < tiles.count; ++tile) {
+        const int rows = tiles.rows(tile);
+        t.out = whole ? out : edge;
+        t.out_stride = whole ? task.out_stride : kPanel;
+        if (!whole && !t.fresh) {  // the last panel of a part goes through a tile of its own
+          for (int i = 0; i < rows * kPanel; ++i) {
+            const int n = i % kPanel;
+            edge[i] = n < panel.width ? out[i / kPanel * task.out_stride + n] : 0.f;
+          }
+        }
+        micro[tile < tiles.larger](t);
+        if (last && task.activation != 0) {
+          for (int m = 0; m < rows; ++m) {
+            ActivateSpan(task.activation, t.out + m * t.out_stride, kPanel, t.out + m * t.out_stride);
+          }
+        }
+        if (!whole) {
+          for (int m = 0; m < rows; ++m)
+            for (int n = 0; n < panel.width; ++n) out[m * task.out_stride + n] = edge[m * kPanel + n];
+        }
+        t.in += rows * task.in_stride;
+        out += rows * task.out_stride;
+      }
+    }
+  }
+}
+
+// A round is one multiply-add on each of kPeakChains independent registers: nothing but the arithmetic units.
+constexpr int kPeakChains = kVecRegisters >= 32 ? 16 : (kVecRegisters >= 16 ? 12 : 4);
+
+float Peak(int64_t rounds) {
+  Vec chain[kPeakChains];
+#pragma GCC unroll 16
+  for (int i = 0; i < kPeakChains; ++i) chain[i] = Set1(static_cast<float>(i + 1));
+  const Vec factor = Set1(0.999f);
+  const Vec term = Set1(0.001f);
+  for (int64_t r = 0; r < rounds; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPeakChains; ++i) chain[i] = Fma(chain[i], factor, term);
+  }
+  Vec sum = Zero();
+#pragma GCC unroll 16
+  for (int i = 0; i < kPeakChains; ++i) sum = Add(sum, chain[i]);
+  return Sum(sum);
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace ftbert
+
+#endif  // FTBERT_CPU_GEMM_FP32_H_

@@ -1,0 +1,109 @@
+// The table of functions that exist once per instruction set (kernels_portable.cc, kernels_avx2.cc, kernels_avx512.cc), and
+// their arguments. Plain data only: these structs are all that files compiled for different machines share.
+#ifndef FTBERT_CPU_KERNELS_H_
+#define FTBERT_CPU_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ftbert {
+namespace cpu {
+
+// A group of columns that are packed, and computed, together.
+struct Panel {
+  int32_t column = 0;  // of `out`: the panel's first column
+  int32_t width = 0;   // columns that exist, <= panel_columns
+};
+
+// rows x panels of  out = activation(in W + bias), over inputs [k_begin, k_end) of `inputs`.
+struct GemmTask {
+  const float* in;       // row 0, input k_begin
+  ptrdiff_t in_stride;   // floats
+  int32_t rows;
+  const float* weights;  // first panel, input 0: weights[k * panel_columns + column]
+  size_t panel_floats;   // from one panel to the next
+  const float* bias;     // of the first panel; panel_columns per panel
+  const Panel* panels;
+  int32_t num_panels;
+  int32_t inputs;        // K
+  int32_t k_begin;
+  int32_t k_end;
+  int32_t activation;    // Epilogue as int
+  float* out;            // row 0, column first_column
+  ptrdiff_t out_stride;  // floats
+  int32_t first_column;
+};
+
+// softmax(scale q K^T) V for `queries` query rows of one head of one row of text.
+struct AttentionTask {
+  const float* query;    // (queries, D) at query_stride
+  ptrdiff_t query_stride;
+  const float* key;      // (keys, D) at key_stride, likewise value
+  const float* value;
+  ptrdiff_t key_stride;
+  float* out;            // (queries, D) at out_stride
+  ptrdiff_t out_stride;
+  int32_t queries;
+  int32_t keys;
+  int32_t head_size;     // D, at most 128
+  float scale;
+  float* scratch;        // attention_scratch_floats(keys, D), 64-byte aligned
+};
+
+// out = norm(word + position + segment) for `rows` tokens of one row of text.
+struct EmbedTask {
+  const void* words;       // (V, H), rows table_stride elements apart, padded to whole vectors; likewise the other two
+  const void* positions;   // (P, H)
+  const void* segments;    // (type_vocab, H)
+  ptrdiff_t table_stride;
+  int32_t type;            // DataType of all three, as int
+  const int32_t* token_ids;
+  const int32_t* segment_ids;  // null: all 0
+  int32_t first_position;
+  int32_t rows;
+  int32_t hidden;
+  const float* gamma;
+  const float* beta;
+  float epsilon;
+  float* out;
+  ptrdiff_t out_stride;
+};
+
+// residual = norm(residual + in), row by row.
+struct AddNormTask {
+  const float* in;
+  ptrdiff_t in_stride;
+  float* residual;
+  ptrdiff_t residual_stride;
+  int32_t rows;
+  int32_t hidden;
+  const float* gamma;
+  const float* beta;
+  float epsilon;
+};
+
+struct Kernels {
+  int32_t row_tile;       // of the fp32 product
+  int32_t panel_columns;
+  int32_t lanes;
+  int32_t query_tile;     // queries that attention takes at a time
+  void (*gemm)(const GemmTask& task);
+  size_t (*attention_scratch_floats)(int32_t keys, int32_t head_size);
+  void (*attention)(const AttentionTask& task);
+  void (*embed)(const EmbedTask& task);
+  void (*add_norm)(const AddNormTask& task);
+  // out[i] = activation(in[i]), activation an Epilogue as int; for tests and for products without an epilogue of their own
+  void (*activate)(int32_t activation, const float* in, int64_t count, float* out);
+  // `rounds` times peak_chains register-only multiply-adds of `lanes` floats, for benchmarks; the value depends on all.
+  int32_t peak_chains;
+  float (*peak)(int64_t rounds);
+};
+
+const Kernels* KernelsPortable();
+const Kernels* KernelsAvx2();
+const Kernels* KernelsAvx512();
+
+}  // namespace cpu
+}  // namespace ftbert
+
+#endif  // FTBERT_CPU_KERNELS_H_

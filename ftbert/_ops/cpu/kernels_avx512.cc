@@ -1,0 +1,35 @@
+// The kernels for: AVX-512 F, BW, DQ, VL.
+#include "cpu/vec_avx512.h"
+
+namespace ftbert {
+namespace cpu {
+namespace {
+
+// 8 x 48: 24 accumulators, 3 weights, 1 input of 32 registers; 11 loads for 24 multiply-adds.
+constexpr int kRowTile = 8;
+constexpr int kPanelVecs = 3;
+constexpr int kQueryTile = 12;  // by 32
+constexpr int kInputBlock = 768;
+constexpr int kPrefetchAhead = 384;
+
+}  // namespace
+}  // namespace cpu
+}  // namespace ftbert
+
+#include "cpu/attention.h"
+#include "cpu/gemm_fp32.h"
+#include "cpu/row_kernels.h"
+
+namespace ftbert {
+namespace cpu {
+
+const Kernels* KernelsAvx512() {
+  static constexpr Kernels kernels = {
+      kRowTile, kPanel, kLanes,  kQueryTile,   Gemm,        AttentionScratchFloats,
+      Attention, Embed, AddNorm, ActivateSpan, kPeakChains, Peak,
+  };
+  return &kernels;
+}
+
+}  // namespace cpu
+}  // namespace ftbert

@@ -1,0 +1,78 @@
+// How a matrix product of many rows is cut into tiles for the team's threads, and what is fused behind it.
+//
+// Two ways. Many rows per thread: each thread takes blocks of rows through the whole product (and through what follows:
+// both products of the feed-forward, residual and layer norm), so that a block's intermediates never leave its cache. Few
+// rows per thread: rows x columns are cut into a grid, so that each weight is read by as few threads as possible and a text
+// of 16 tokens still occupies all of them.
+#ifndef FTBERT_CPU_PRODUCT_H_
+#define FTBERT_CPU_PRODUCT_H_
+
+#include <vector>
+
+#include "cpu/linear.h"
+#include "cpu/thread_pool.h"
+
+namespace ftbert {
+namespace cpu {
+
+// Floats from one row to the next: at least 16 more than `columns` (kernels may read a vector past the end of a row) and an
+// odd number of cache lines, so that a column of rows does not fall into one set of the cache.
+ptrdiff_t PaddedStride(int64_t columns);
+
+// (count, columns) fp32.
+struct Rows {
+  float* data = nullptr;
+  ptrdiff_t stride = 0;
+  int32_t count = 0;
+  float* row(int64_t index) const { return data + index * stride; }
+};
+
+struct CpuNorm final : NormParameters {
+  std::vector<float> gamma, beta;  // (H,)
+  float epsilon = 0;
+};
+
+// Intermediates of products, beside the slots.
+struct ProductScratch {
+  Buffer in;    // prepared inputs, for all rows
+  Buffer wide;  // (rows, F) fp32
+  Buffer mid;   // prepared (rows, F)
+  Buffer out;   // (rows, H) fp32
+  std::vector<Buffer> local;  // one per thread: the same four for a block of rows
+
+  // Makes room for products of up to `rows` rows with this kernel. False: out of memory.
+  bool Reserve(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows, int threads);
+  size_t bytes() const;
+};
+
+class Products {
+ public:
+  Products(const Kernels* kernels, Team* team, ProductScratch* scratch)
+      : kernels_(kernels), team_(team), scratch_(scratch) {}
+
+  // out = activation(in W + bias), panels [panel_begin, panel_end).
+  void Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, Rows in, Rows out);
+  // residual = norm(residual + in W + bias)
+  void LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Rows in, Rows residual);
+  // states = norm(states + activation(states U + bias) D + bias)
+  void FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epilogue activation, const CpuNorm& norm, Rows states);
+
+ private:
+  void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, const void* in,
+            size_t in_stride, int32_t rows, Rows out, void* prepared_out, size_t prepared_stride);
+  const void* PrepareAll(const LinearKernel& kernel, Rows in, int32_t inputs, Buffer* to, size_t* stride);
+  void AddNormAll(Rows in, Rows residual, const CpuNorm& norm);
+  void AddNorm(const float* in, ptrdiff_t in_stride, float* residual, ptrdiff_t residual_stride, int32_t rows,
+               const CpuNorm& norm) const;
+  void FeedForwardBlock(const PackedMatrix& up, const PackedMatrix& down, Epilogue activation, const CpuNorm& norm,
+                        Rows states, void* local) const;
+
+  const Kernels* kernels_;
+  Team* team_;
+  ProductScratch* scratch_;
+};
+
+}  // namespace cpu
+}  // namespace ftbert
+
+#endif  // FTBERT_CPU_PRODUCT_H_
