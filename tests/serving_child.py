@@ -22,7 +22,14 @@ def main() -> None:
             with open(path, encoding="utf-8") as file:
                 labels = file.read().split()
         predictor = KnownPredictor(labels)
-        predictor.delay = settings.get("delay", 0.0)
+        warm_up = predictor.predict_ids
+
+        def slow_after_the_first(batch):
+            values = warm_up(batch)
+            predictor.delay, predictor.predict_ids = settings.get("delay", 0.0), warm_up
+            return values
+
+        predictor.predict_ids = slow_after_the_first
         return predictor
 
     table.ModelTable._load_path = load

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from ftbert.prediction import predictions_from_scores, scores_from_logits
 from ftbert.tokenization import Tokenizer
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [chr(code) for code in range(97, 123)] + list("我你他卡钱退款了吗") + [
@@ -18,6 +19,8 @@ class KnownPredictor:
     problem_type = "single_label"
     precision = "fp32"
     engine = "cpu known answers"
+    devices = ["cpu"]
+    batch_tokens = 2048
 
     def __init__(self, labels=("none", "one", "two"), max_length=32, truncation="head"):
         self.labels = list(labels)
@@ -57,6 +60,9 @@ class KnownPredictor:
     def expect(self, texts):
         """The logits of texts, computed without any queue."""
         return self.count(self.tokenizer.encode(texts, self.max_length, self.truncation).batch)
+
+    def predictions_from_logits(self, logits, truncated, top_k=1):
+        return predictions_from_scores(scores_from_logits(logits, self.problem_type), truncated, self.labels, top_k)
 
     def close(self):
         self.closed = True

@@ -250,6 +250,14 @@ def test_settings_out_of_range_are_refused(known, settings):
         BatchingPredictor(known, **settings)
 
 
+def test_predictions_are_those_of_the_predictor(queue, known):
+    expected = known.predictions_from_logits(known.expect(TEXTS), np.array([False] * 5 + [True, False]), 2)
+    got = queue.predict(TEXTS, top_k=2)
+    assert got == expected
+    assert [prediction.top for prediction in got] == [prediction.top for prediction in expected]
+    assert asyncio.run(queue.predict_async(TEXTS, top_k=2, timeout=10)) == expected
+
+
 def _until(condition, seconds=10):
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from ftbert import __version__
+from ftbert.prediction import scores_from_logits
 from ftbert.serving import classify, infer, openapi, page
 from ftbert.serving.http import JSON, Endpoint, Reply, Request, json_reply, problem_reply, send_reply
 from ftbert.serving.metrics import Metrics
@@ -134,7 +135,7 @@ class _Handlers:
         scores = answer.values
         if not parsed.raw_scores:
             classify.finite(scores)
-            scores = classify.scores_of(scores, model.problem_type)
+            scores = scores_from_logits(scores, model.problem_type)
         body = classify.render_predictions(scores, model.labels, parsed.single)
         return Reply(body, headers=_timings(request, answer, parsed.texts))
 

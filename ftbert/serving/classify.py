@@ -17,12 +17,12 @@ __all__ = [
     "EmbedRequest",
     "PredictRequest",
     "check_text",
+    "finite",
     "parse_embed",
     "parse_json",
     "parse_predict",
     "render_embeddings",
     "render_predictions",
-    "scores_of",
     "truncation_of",
 ]
 
@@ -119,22 +119,6 @@ def truncation_of(truncate: Optional[bool], direction: Optional[str], policy: st
     if truncate and policy == "error":
         return "head"
     return None
-
-
-def scores_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Probabilities: softmax over labels, or a sigmoid for each label where several may hold.
-
-    Args:
-        logits: (B, C) float32.
-        problem_type: "single_label" or "multi_label".
-    """
-    values = logits.astype(np.float64)
-    if problem_type == "multi_label" or values.shape[1] == 1:
-        return (1.0 / (1.0 + np.exp(-np.clip(values, -700.0, 700.0)))).astype(np.float32)
-    values -= values.max(axis=1, keepdims=True)
-    np.exp(values, out=values)
-    values /= values.sum(axis=1, keepdims=True)
-    return values.astype(np.float32)
 
 
 def render_predictions(scores: np.ndarray, labels: Sequence[str], single: bool) -> bytes:

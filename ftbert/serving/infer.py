@@ -12,7 +12,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import numpy as np
 import orjson
 
-from ftbert.serving.classify import check_text, finite, parse_json, scores_of
+from ftbert.prediction import scores_from_logits
+from ftbert.serving.classify import check_text, finite, parse_json
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Problem, reject
 from ftbert.serving.queue import Answer
@@ -77,7 +78,7 @@ def parse_infer(body: bytes, json_length: Optional[str], options: ServeOptions) 
     wanted: List[Tuple[str, bool]] = []
     for index, output in enumerate(outputs):
         where = "outputs[%d]" % index
-        if not isinstance(output, dict) or output.get("name") not in _DATATYPES:
+        if not isinstance(output, dict) or output.get("name") not in list(_DATATYPES):
             reject("%s.name: expected one of %s." % (where, ", ".join(_DATATYPES)))
         own = _parameters(output, where + ".parameters")
         if "classification" in own:
@@ -91,7 +92,7 @@ def parse_infer(body: bytes, json_length: Optional[str], options: ServeOptions) 
 def render_infer(model: ServedModel, request: InferRequest, answer: Answer) -> Tuple[bytes, Optional[int]]:
     """The response body, and the length of its JSON part when binary tensors follow it."""
     finite(answer.values)
-    scores = scores_of(answer.values, model.problem_type)
+    scores = scores_from_logits(answer.values, model.problem_type)
     best = scores.argmax(axis=1)
     tensors = {
         "label": [model.labels[index] for index in best],

@@ -65,7 +65,7 @@ class ServeOptions:
     max_body_bytes: int = 2 * 1024 * 1024
     max_texts: int = 256
     max_characters: int = 20000
-    max_connections: int = 20000
+    max_connections: int = 16384
     timeout_s: float = 30.0
     receive_timeout_s: float = 10.0
     keep_alive_s: float = 30.0

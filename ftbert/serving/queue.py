@@ -154,11 +154,10 @@ class BatchingPredictor:
 
     Args:
         predictor: the loaded model; closed by `close()`.
-        batch_tokens: T at most in one run of the engine (a longer row runs alone). None: 2,048 on a CPU, 32,768 on a GPU:
-            past these the engine gains nothing from larger batches and callers only wait longer.
+        batch_tokens: T at most in one run of the engine (a longer row runs alone). None: the predictor's own.
         max_wait_ms: how long a text may wait for others to share its batch while the engine is idle.
         max_queue_texts: texts that may wait; one more raises OverloadedError.
-        workers: batches in the engine at a time. More than one helps only when the predictor holds several devices.
+        workers: batches in the engine at a time. None: one for a CPU, two for each card, so that none waits for Python.
         observer: told of every turn, batch and wait.
 
     Raises:
@@ -171,11 +170,13 @@ class BatchingPredictor:
         batch_tokens: Optional[int] = None,
         max_wait_ms: float = 1.0,
         max_queue_texts: int = 8192,
-        workers: int = 1,
+        workers: Optional[int] = None,
         observer: Optional[QueueObserver] = None,
     ) -> None:
         if batch_tokens is None:
-            batch_tokens = 32768 if "cuda" in str(predictor.engine) else 2048
+            batch_tokens = predictor.batch_tokens
+        if workers is None:
+            workers = sum(2 if device.startswith("cuda") else 1 for device in predictor.devices)
         for name, value, least in (
             ("batch_tokens", batch_tokens, 1),
             ("max_wait_ms", max_wait_ms, 0),

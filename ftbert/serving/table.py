@@ -4,10 +4,10 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Union
 
-from ftbert.errors import ClosedError, ConfigError, FtbertError
+from ftbert.errors import ClosedError, ConfigError
 from ftbert.serving.metrics import Metrics, ModelObserver
 from ftbert.serving.options import ServeOptions
-from ftbert.serving.queue import BatchingPredictor, Ticket
+from ftbert.serving.queue import LOGITS, BatchingPredictor, Ticket
 from ftbert.tokenization import Text
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ class ModelTable:
                     continue
                 try:
                     fresh = self._open(name, old.path)
-                except FtbertError as error:
+                except Exception as error:  # whatever it was, the loaded model goes on
                     good = False
                     self.metrics.reloads.labels("failed").inc()
-                    _log.error("Model %s was not reloaded; the loaded one goes on: %s", name, error)
+                    _log.error("Model %s was not reloaded; the loaded one goes on: %s: %s", name, type(error).__name__, error)
                     continue
                 self._models[name] = fresh
                 self.metrics.reloads.labels("done").inc()
@@ -138,7 +138,8 @@ class ModelTable:
             observer=ModelObserver(self.metrics, name),
         )
         try:
-            queue.submit([_WARM_UP], truncation="head").result()
+            want = LOGITS if predictor.labels else "mean"
+            queue.submit([_WARM_UP], want, truncation="head").result()
         except BaseException:
             queue.close()
             raise

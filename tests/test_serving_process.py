@@ -1,0 +1,305 @@
+"""The server as a process: sockets, signals, slow and vanished clients, logs."""
+
+import http.client
+import json
+import os
+import resource
+import shutil
+import signal
+import ssl
+import subprocess
+import threading
+import time
+import urllib.request
+
+import pytest
+
+for package in ("tokenizers", "starlette", "uvicorn", "httptools", "orjson", "prometheus_client"):
+    pytest.importorskip(package)
+
+from serving_fakes import KnownPredictor  # noqa: E402
+from serving_process import WAIT, ServerProcess, read_all, until  # noqa: E402
+
+from ftbert.errors import CheckpointError  # noqa: E402
+from ftbert.serving import run  # noqa: E402
+
+BODY = b'{"inputs": "abc"}'
+POST = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that gives clients half a second; shared by tests that leave it as they found it."""
+    with ServerProcess.known(options={"receive_timeout_s": 0.5, "keep_alive_s": 1.0, "max_body_bytes": 4096}) as made:
+        yield made
+        assert made.stop() == 0, made.log
+
+
+def healthy(server):
+    status, answer = server.predict("abc")
+    return status == 200 and len(answer) == 3
+
+
+def test_a_request_on_a_kept_connection(server):
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(POST + BODY)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            assert response.status == 200 and len(json.loads(response.read())) == 3
+
+
+def test_pipelined_requests_are_answered_in_order(server):
+    with server.connect() as connection:
+        connection.sendall((POST + BODY) * 5 + POST.replace(b"host", b"connection: close\r\nhost") + BODY)
+        assert read_all(connection).count(b"HTTP/1.1 200") == 6
+
+
+@pytest.mark.parametrize(
+    "sent, expected",
+    [
+        (b"", b""),  # connects and says nothing
+        (b"POST /pre", b"HTTP/1.1 408"),
+        (POST[:-2], b"HTTP/1.1 408"),
+        (POST + BODY[:5], b"HTTP/1.1 408"),
+        (POST + BODY + POST[:20], b"HTTP/1.1 200"),  # an answer, then silence
+    ],
+)
+def test_a_client_that_stalls_is_cut_off(server, sent, expected):
+    began = time.monotonic()
+    with server.connect() as connection:
+        if sent:
+            connection.sendall(sent)
+        answer = read_all(connection)
+    assert answer.startswith(expected) and (expected or not answer), answer
+    assert time.monotonic() - began < 5
+    assert healthy(server)
+
+
+def test_a_client_that_drips_is_cut_off_as_well(server):
+    with server.connect() as connection:
+        began = time.monotonic()
+        try:
+            for _ in range(200):
+                connection.sendall(b"P")
+                time.sleep(0.05)
+        except OSError:
+            pass
+        assert time.monotonic() - began < 5
+    assert healthy(server)
+
+
+def test_garbage_headers_and_too_many_of_them(server):
+    for sent, status in ((b"\x16\x03\x01\x02\x00\x01garbage\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\n" + b"a: %s\r\n" % (b"b" * 70000), b"431")):
+        with server.connect() as connection:
+            connection.sendall(sent)
+            assert read_all(connection).split(b" ")[1] == status
+    assert healthy(server)
+
+
+def test_a_body_too_large_is_refused_before_it_is_sent(server):
+    head = POST.replace(b"content-length: %d" % len(BODY), b"content-length: 99999999999")
+    with server.connect() as connection:
+        connection.sendall(head)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 413") and b"connection: close" in answer.lower()
+
+
+def test_an_endless_body_in_chunks_is_cut_off(server):
+    head = POST.replace(b"content-length: %d" % len(BODY), b"transfer-encoding: chunked")
+    with server.connect() as connection:
+        connection.sendall(head)
+        sent = 0
+        try:
+            while sent < 50_000_000:
+                sent += connection.send(b"1000\r\n" + b" " * 4096 + b"\r\n")
+        except OSError:
+            pass
+        assert sent < 50_000_000, "the server took an endless body"
+    assert healthy(server)
+
+
+def test_a_client_that_never_reads_is_cut_off():
+    labels = " ".join("label-%04d" % index for index in range(2000))
+    with ServerProcess.known(options={"receive_timeout_s": 0.5}, labels_file=_written(labels)) as server:
+        body = json.dumps({"inputs": [["abc"]] * 250}).encode()
+        head = POST.replace(b"content-length: %d" % len(BODY), b"content-length: %d" % len(body))
+        with server.connect() as connection:
+            connection.setsockopt(1, 8, 4096)  # SOL_SOCKET, SO_RCVBUF: a small window
+            connection.sendall(head + body)  # the answer has about 20 MB
+            assert until(lambda: server.metric("ftbert_connections") == 1, 20), "the stalled connection stays"
+        assert server.stop() == 0
+
+
+def test_many_idle_connections_hold_nobody_up():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = int(os.environ.get("FTBERT_TEST_IDLE_CONNECTIONS", "2000"))
+    if hard != resource.RLIM_INFINITY and hard < count + 200:
+        pytest.skip("the process may open only %d files" % hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 200), hard))
+    try:
+        with ServerProcess.known(options={"receive_timeout_s": 4.0, "keep_alive_s": 4.0}) as server:
+            assert healthy(server)
+            files, memory = server.open_files(), server.resident_bytes()
+            connections = [server.connect() for _ in range(count)]
+            began = time.monotonic()
+            assert healthy(server)
+            assert time.monotonic() - began < 2
+            for connection in connections:
+                connection.settimeout(WAIT)
+                assert connection.recv(1) == b""  # closed by the server
+                connection.close()
+            assert until(lambda: server.open_files() <= files + 2), "closed connections stay open files"
+            assert healthy(server)
+            assert server.resident_bytes() - memory < 20000 * count + 20_000_000
+            assert server.stop() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_past_the_limit_are_told_so():
+    with ServerProcess.known(options={"max_connections": 3}) as server:
+        held = [server.connect() for _ in range(3)]
+        assert until(lambda: server.open_files() > 0)
+        with server.connect() as connection:
+            answer = read_all(connection)
+            assert answer.startswith(b"HTTP/1.1 503") and b"retry-after" in answer
+        for connection in held:
+            connection.close()
+        assert until(lambda: _answers(server))
+        assert server.stop() == 0
+
+
+def test_clients_that_hang_up_leave_no_work_behind():
+    with ServerProcess.known(delay=0.2, options={"batch_tokens": 5}) as server:
+        for _ in range(30):
+            with server.connect() as connection:
+                connection.sendall(POST + BODY)
+                time.sleep(0.005)
+        began = time.monotonic()
+        assert healthy(server)
+        assert time.monotonic() - began < 3, "the work of 30 vanished clients was done first"
+        assert server.metric("ftbert_disconnects_total") >= 25
+        assert server.metric("ftbert_queue_texts") == 0
+        assert server.stop() == 0
+
+
+def test_sigterm_answers_what_is_under_way_and_exits_0():
+    with ServerProcess.known(delay=0.5, options={"batch_tokens": 5}) as server:
+        answers = []
+        callers = [threading.Thread(target=lambda: answers.append(server.predict("abc"))) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        idle = server.connect()
+        assert until(lambda: server.metric("ftbert_queue_texts") >= 2)
+        server.process.send_signal(signal.SIGTERM)
+        for caller in callers:
+            caller.join(WAIT)
+        assert [status for status, _ in answers] == [200] * 4
+        assert server.process.wait(WAIT) == 0, server.log
+        with pytest.raises(OSError):
+            server.connect(timeout=2)
+        idle.close()
+
+
+def test_sigterm_does_not_wait_longer_than_told():
+    with ServerProcess.known(delay=20, options={"drain_s": 1}) as server:
+        connection = server.connect()
+        connection.sendall(POST + BODY)
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 10
+        connection.close()
+
+
+def test_sighup_reloads_without_a_failed_request(tmp_path):
+    labels = tmp_path / "labels"
+    labels.write_text("old1 old2")
+    with ServerProcess.known(labels_file=str(labels), delay=0.002) as server:
+        seen, failed, stop = set(), [], threading.Event()
+
+        def call():
+            while not stop.is_set():
+                status, answer = server.predict("abc")
+                if status != 200:
+                    failed.append(answer)
+                else:
+                    seen.add(answer[0]["label"][:3])
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for round_ in range(3):
+            labels.write_text("r%d1 r%d2" % (round_, round_))
+            server.process.send_signal(signal.SIGHUP)
+            assert until(lambda round_=round_: any(label.startswith("r%d" % round_) for label in set(seen)))
+        labels.unlink()  # this reload fails; the last model goes on
+        server.process.send_signal(signal.SIGHUP)
+        assert until(lambda: "not reloaded" in server.log)
+        stop.set()
+        for caller in callers:
+            caller.join(WAIT)
+        assert not failed and "old" in seen
+        assert healthy_status(server) == 200
+        assert server.stop() == 0
+
+
+def test_no_text_reaches_the_log_unless_asked():
+    bodies = [b'{"inputs": "marker-text"}', b'{"inputs": "marker-text"', b'{"inputs": ["marker-text", 1]}', b'{"marker-text": 1}']
+    for options, shown in (({}, False), ({"log_requests": True}, False), ({"log_requests": True, "log_texts": True}, True)):
+        with ServerProcess.known(options=options) as server:
+            for body in bodies:
+                server.request("POST", "/predict", body)
+            assert server.stop() == 0
+            server._reader.join(WAIT)
+            assert ("marker-text" in server.log) == shown
+            assert ("POST /predict 200" in server.log) == ("log_requests" in options)
+
+
+def test_tls(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with ServerProcess.known(options={"ssl_certfile": certificate, "ssl_keyfile": key}) as server:
+        context = ssl.create_default_context(cafile=certificate)
+        with urllib.request.urlopen("https://127.0.0.1:%d/ready" % server.port, context=context, timeout=WAIT) as response:
+            assert response.status == 200
+        assert server.stop() == 0
+
+
+def test_a_model_that_is_not_there_is_an_error_before_anything_listens():
+    with pytest.raises(CheckpointError):
+        run({"a": "/nowhere/at/all"}, port=0)
+
+
+def healthy_status(server):
+    return server.predict("abc")[0]
+
+
+def _answers(server):
+    try:
+        return healthy_status(server) == 200
+    except OSError:
+        return False
+
+
+def _written(text):
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", delete=False, suffix=".labels") as file:
+        file.write(text)
+    return file.name
+
+
+def test_the_known_answers_come_through_the_process(server):
+    known = KnownPredictor()
+    status, answer = server.predict("我要退款", raw_scores=True)
+    scores = {item["label"]: item["score"] for item in answer}
+    assert status == 200
+    assert [scores[label] for label in known.labels] == known.expect(["我要退款"])[0].tolist()
