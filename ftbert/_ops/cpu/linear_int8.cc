@@ -1,0 +1,266 @@
+// int8: quantization of weights, the portable form, and the choice of a form. See linear_int8_bf16.h for the layout.
+//
+// Weights: symmetric per output channel, q in [-127, 127]. The scale is the largest |w| / 127, or less where clipping the
+// few largest makes the mean square error smaller (columns with heavy tails).
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/linear_int8_bf16.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace ftbert {
+namespace cpu {
+namespace {
+
+constexpr int kPortableColumns = 16;
+
+float RoundEven(float x) { return std::nearbyint(x); }
+
+void PreparePortable(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared,
+                     size_t stride) {
+  const int32_t padded = Lines(inputs, 1) * kLineBytes;
+  for (int32_t r = 0; r < rows; ++r, in += in_stride, prepared += stride) {
+    float smallest = in[0], largest = in[0];
+    for (int32_t k = 1; k < inputs; ++k) {
+      smallest = in[k] >= smallest ? smallest : in[k];
+      largest = in[k] <= largest ? largest : in[k];
+    }
+    const float range = largest - smallest;
+    const bool constant = range <= 1e-30f;
+    const RowScale scale = {constant ? 0.0f : range / 255.0f, smallest};
+    const float inverse = constant ? 0.0f : 255.0f / range;
+    for (int32_t k = 0; k < inputs; ++k) {
+      const float q = RoundEven((in[k] - smallest) * inverse);
+      prepared[k] = q <= 255.0f ? static_cast<uint8_t>(q) : 255;  // NaN: 255, and the scale is NaN
+    }
+    std::memset(prepared + inputs, 0, padded - inputs);
+    std::memcpy(prepared + padded, &scale, sizeof(scale));
+  }
+}
+
+void ComputePortable(const LinearJob& job) {
+  for (int32_t p = 0; p < job.panel_count; ++p) {
+    const auto* weights = reinterpret_cast<const int8_t*>(job.weights + p * job.panel_bytes);
+    const Panel& panel = job.panels[p];
+    for (int32_t r = 0; r < job.rows; ++r) {
+      const uint8_t* row = job.in + r * job.in_stride;
+      int32_t sums[kPortableColumns] = {};
+      for (int32_t group = 0; group < job.lines * (kLineBytes / 4); ++group) {
+        const uint8_t* x = row + 4 * group;
+        const int8_t* w = weights + 4 * kPortableColumns * group;
+        for (int c = 0; c < kPortableColumns; ++c) {
+          sums[c] += x[0] * w[4 * c] + x[1] * w[4 * c + 1] + x[2] * w[4 * c + 2] + x[3] * w[4 * c + 3];
+        }
+      }
+      RowScale scale;
+      std::memcpy(&scale, row + static_cast<size_t>(job.lines) * kLineBytes, sizeof(scale));
+      for (int c = 0; c < panel.width; ++c) {
+        const int32_t column = p * kPortableColumns + c;
+        const float x = scale.scale * job.column_scale[column] * static_cast<float>(sums[c]) +
+                        (scale.low * job.column_sum[column] + job.bias[column]);
+        job.out[r * job.out_stride + panel.column + c] = ApplyEpilogue(job.epilogue, x);
+      }
+    }
+  }
+}
+
+// ---- Weights ----------------------------------------------------------------------------------------------------------
+
+// Adding and subtracting 1.5 x 2^23 rounds |x| < 2^22 to nearest even, and compilers vectorise it for any target.
+inline float RoundSmall(float x) {
+  return (x + 12582912.0f) - 12582912.0f;
+}
+
+// The columns of one panel while they are quantized: kernel[k * columns + c].
+class PanelQuantizer {
+ public:
+  PanelQuantizer(int32_t inputs, int32_t columns)
+      : inputs_(inputs), columns_(columns), kernel_(static_cast<size_t>(inputs) * columns), largest_(columns),
+        square_(columns), inverse_(columns) {}
+
+  float* row(int32_t k) { return &kernel_[static_cast<size_t>(k) * columns_]; }
+
+  // q[k][c] = round(w / scale[c]), clipped, in the layout of a packed panel whose padding is zero; sum = scale x sum of q
+  // and shift = 128 x sum of q over the inputs.
+  void Quantize(int8_t* packed, float* scale, float* sum, int32_t* shift) {
+    Measure();
+    for (int32_t c = 0; c < columns_; ++c) scale[c] = largest_[c] / 127.0f;
+    ClipHeavyTails(scale);
+    for (int32_t c = 0; c < columns_; ++c) inverse_[c] = scale[c] > 0 ? 1.0f / scale[c] : 0.0f;
+    std::fill(shift, shift + columns_, 0);
+    for (int32_t k = 0; k < inputs_; ++k) {
+      const float* w = row(k);
+      int8_t* to = packed + static_cast<size_t>(k / 4) * 4 * columns_ + k % 4;
+      for (int32_t c = 0; c < columns_; ++c) {
+        const auto level = static_cast<int32_t>(Level(w[c], inverse_[c]));
+        to[4 * c] = static_cast<int8_t>(level);
+        shift[c] += level;
+      }
+    }
+    for (int32_t c = 0; c < columns_; ++c) {
+      sum[c] = scale[c] * static_cast<float>(shift[c]);
+      shift[c] *= 128;
+    }
+  }
+
+ private:
+  static float Level(float w, float inverse) {
+    const float level = w * inverse;
+    return RoundSmall(level < -127.0f ? -127.0f : level > 127.0f ? 127.0f : level);
+  }
+
+  void Measure() {
+    std::fill(largest_.begin(), largest_.end(), 0.0f);
+    std::fill(square_.begin(), square_.end(), 0.0f);
+    for (int32_t k = 0; k < inputs_; ++k) {
+      const float* w = row(k);
+      for (int32_t c = 0; c < columns_; ++c) {
+        const float magnitude = std::fabs(w[c]);
+        largest_[c] = magnitude > largest_[c] ? magnitude : largest_[c];
+        square_[c] += w[c] * w[c];
+      }
+    }
+  }
+
+  // Where the largest weight is beyond 5 standard deviations, tries smaller ranges and keeps the one of least square error.
+  // (A normal distribution's best 8-bit range is about 4 deviations; the loss of the rest is below 2%.)
+  void ClipHeavyTails(float* scale) {
+    for (int32_t c = 0; c < columns_; ++c) {
+      const float deviation = std::sqrt(square_[c] / static_cast<float>(inputs_));
+      if (!(largest_[c] > 5.0f * deviation)) continue;
+      float best = scale[c], least = Error(c, best);
+      for (int step = 1; step <= 12; ++step) {
+        const float candidate = scale[c] * (1.0f - 0.05f * static_cast<float>(step));
+        const float error = Error(c, candidate);
+        if (error < least) least = error, best = candidate;
+      }
+      scale[c] = best;
+    }
+  }
+
+  float Error(int32_t column, float scale) const {
+    const float inverse = 1.0f / scale;
+    float error = 0;
+    for (int32_t k = 0; k < inputs_; ++k) {
+      const float w = kernel_[static_cast<size_t>(k) * columns_ + column];
+      const float difference = w - Level(w, inverse) * scale;
+      error += difference * difference;
+    }
+    return error;
+  }
+
+  int32_t inputs_, columns_;
+  std::vector<float> kernel_, largest_, square_, inverse_;
+};
+
+class Int8LinearKernel : public LinearKernel {
+ public:
+  explicit Int8LinearKernel(const LinearOps& ops) : ops_(ops) {}
+
+  Precision precision() const override { return Precision::kInt8; }
+  Isa isa() const override { return ops_.isa; }
+  int32_t row_tile() const override { return ops_.row_tile; }
+  int32_t panel_columns() const override { return ops_.panel_columns; }
+  int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
+  size_t input_row_bytes(int32_t inputs) const override {
+    return static_cast<size_t>(Lines(inputs, 1)) * kLineBytes + kLineBytes;
+  }
+  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
+               size_t stride) const override {
+    ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);
+  }
+
+  Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const override {
+    const Status status = MakePanels(*this, parts, packed);
+    if (!status.ok()) return status;
+    const int32_t columns = ops_.panel_columns, inputs = packed->inputs;
+    const size_t padded_columns = packed->panels.size() * columns;
+    packed->panel_bytes = static_cast<size_t>(Lines(inputs, 1)) * kLineBytes * columns;
+    if (!packed->weights.Allocate(packed->panels.size() * packed->panel_bytes) ||
+        !packed->extra.Allocate(3 * padded_columns * sizeof(float))) {
+      return Status(Code::kOutOfMemory, "int8 weights of " + std::to_string(inputs) + " x " +
+                    std::to_string(packed->outputs) + ": no memory for them. Free memory, or use a smaller model.");
+    }
+    std::memset(packed->weights.data(), 0, packed->weights.size());
+    float* scale = packed->extra.as<float>();
+    float* sum = scale + padded_columns;
+    int32_t* shift = packed->extra.as<int32_t>() + 2 * padded_columns;
+    PanelQuantizer quantizer(inputs, columns);
+    for (size_t part = 0; part < parts.size(); ++part) {
+      for (int32_t p = packed->part_begin[part]; p < packed->part_begin[part + 1]; ++p) {
+        const int32_t first = (p - packed->part_begin[part]) * columns, width = packed->panels[p].width;
+        for (int32_t k = 0; k < inputs; ++k) {
+          std::fill(quantizer.row(k) + width, quantizer.row(k) + columns, 0.0f);
+          ReadRow(parts[part], k, first, width, quantizer.row(k));
+        }
+        const size_t column = static_cast<size_t>(p) * columns;
+        quantizer.Quantize(packed->weights.as<int8_t>() + p * packed->panel_bytes, scale + column, sum + column,
+                           shift + column);
+      }
+    }
+    return Status();
+  }
+
+  void Compute(const PackedMatrix& weight, const Tile& tile) const override {
+    LinearJob job = MakeJob(weight, tile, 1, ops_.panel_columns);
+    const size_t padded_columns = weight.panels.size() * ops_.panel_columns;
+    const size_t first = static_cast<size_t>(tile.panel_begin) * ops_.panel_columns;
+    job.column_scale = weight.extra.as<float>() + first;
+    job.column_sum = job.column_scale + padded_columns;
+    job.column_shift = weight.extra.as<int32_t>() + 2 * padded_columns + first;
+    ops_.compute(job);
+  }
+
+ private:
+  const LinearOps& ops_;
+};
+
+}  // namespace
+
+const LinearOps kInt8Portable = {Isa::kPortable,  1,              kPortableColumns, false, 64, PreparePortable,
+                                 ComputePortable};
+
+bool MachineHasAvx2Vnni() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return MachineIsa() >= Isa::kAvx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#else
+  return false;
+#endif
+}
+
+std::unique_ptr<LinearKernel> NewInt8Kernel(const LinearOps& ops) { return std::make_unique<Int8LinearKernel>(ops); }
+
+const LinearKernel* Int8Kernel(Isa level) {
+#ifdef FTBERT_WITH_AMX
+  static const Int8LinearKernel amx(kInt8Amx);
+  if (level >= Isa::kAmx) return &amx;
+#endif
+#ifdef FTBERT_WITH_AVX512_VNNI
+  static const Int8LinearKernel avx512_vnni(kInt8Avx512Vnni);
+  if (level >= Isa::kAvx512Vnni) return &avx512_vnni;
+#endif
+#ifdef FTBERT_WITH_AVX2
+#ifdef FTBERT_WITH_AVX2_VNNI
+  // On a machine whose best level this is; one with AVX-512 that was lowered to avx2 shall run what an AVX2 machine runs.
+  static const Int8LinearKernel avx2_vnni(kInt8Avx2Vnni);
+  if (level == Isa::kAvx2 && MachineIsa() == Isa::kAvx2 && MachineHasAvx2Vnni()) return &avx2_vnni;
+#endif
+  static const Int8LinearKernel avx2(kInt8Avx2);
+  if (level >= Isa::kAvx2) return &avx2;
+#endif
+  (void)level;
+  static const Int8LinearKernel portable(kInt8Portable);
+  return &portable;
+}
+
+}  // namespace cpu
+}  // namespace ftbert

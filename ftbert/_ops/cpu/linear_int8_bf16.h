@@ -1,0 +1,99 @@
+// What the int8 and the bf16 kernels share: four bytes of inputs are one step of a dot-product instruction, whether they
+// are four u8 or two bf16, so both precisions have one layout, one register tile and one border to the instruction sets.
+//
+// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ][ RowScale, int8 only, in a line of its own ]
+// Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
+//                groups are padded with zeros to whole lines, columns to panel_columns.
+//
+// The functions of an instruction set take plain pointers (LinearJob), so that no file compiled for more than the baseline
+// instantiates a template of the standard library.
+#ifndef FTBERT_CPU_LINEAR_INT8_BF16_H_
+#define FTBERT_CPU_LINEAR_INT8_BF16_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "cpu/linear.h"
+
+namespace ftbert {
+namespace cpu {
+
+constexpr int kLineBytes = 64;
+
+// An int8 row stands for low + scale * u8: asymmetric, because GELU's outputs are nearly all on one side of zero.
+struct RowScale {
+  float scale = 0;
+  float low = 0;
+};
+
+static inline int32_t Lines(int32_t inputs, int32_t bytes_per_input) {
+  return (inputs * bytes_per_input + kLineBytes - 1) / kLineBytes;
+}
+
+// One Tile without standard library types. Arrays begin at the tile's first panel.
+struct LinearJob {
+  const uint8_t* in = nullptr;
+  size_t in_stride = 0;  // bytes
+  int32_t rows = 0;
+  int32_t inputs = 0;     // K
+  int32_t lines = 0;      // of one row
+  const uint8_t* weights = nullptr;
+  size_t panel_bytes = 0;
+  const Panel* panels = nullptr;
+  int32_t panel_count = 0;
+  const float* bias = nullptr;              // panel_count x panel_columns, as the next three
+  const float* column_scale = nullptr;      // int8: s, a weight is s * q
+  const float* column_sum = nullptr;        // int8: s * sum of q over the inputs
+  const int32_t* column_shift = nullptr;    // int8: 128 * sum of q, for the kernels that take the inputs as u8 - 128
+  Epilogue epilogue = Epilogue::kBias;
+  float* out = nullptr;                     // columns count from Panel::column
+  ptrdiff_t out_stride = 0;
+  uint8_t* prepared_out = nullptr;          // bf16: instead of `out`
+  size_t prepared_stride = 0;
+};
+
+// One instruction set's form of a precision.
+struct LinearOps {
+  Isa isa;
+  int32_t row_tile;
+  int32_t panel_columns;
+  bool takes_floats;  // true: reads the fp32 rows themselves, there is no prepared form
+  // Rows of the block that one thread takes at a time. The block's inputs, its feed-forward intermediate and one panel
+  // share the second-level cache.
+  int32_t block_rows;
+  void (*prepare)(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride);
+  void (*compute)(const LinearJob& job);
+};
+
+// int8. Every form gives the same integer sums; they differ in the last bits of the fp32 epilogue at most.
+extern const LinearOps kInt8Portable;
+extern const LinearOps kInt8Avx2;        // vpmaddubsw on |inputs| and weights of their sign: exact, see there
+extern const LinearOps kInt8Avx2Vnni;    // AVX-VNNI, of processors without AVX-512
+extern const LinearOps kInt8Avx512Vnni;
+extern const LinearOps kInt8Amx;
+
+// bf16 weights. The first three keep inputs and products in fp32; the others round the inputs to bf16 too.
+extern const LinearOps kBf16Portable;
+extern const LinearOps kBf16Avx2;
+extern const LinearOps kBf16Avx512;
+extern const LinearOps kBf16Avx512Bf16;
+extern const LinearOps kBf16Amx;
+
+// AVX-VNNI is on no rung of the ladder of levels (processors with AVX-512 VNNI may lack it): asked of the machine.
+bool MachineHasAvx2Vnni();
+
+// A kernel on one form, for tests and measurements; the factories of linear.h choose among them.
+std::unique_ptr<LinearKernel> NewInt8Kernel(const LinearOps& ops);
+std::unique_ptr<LinearKernel> NewBf16Kernel(const LinearOps& ops);
+
+// What both kernels fill alike.
+LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_per_input, int32_t panel_columns);
+
+// The scalar epilogue of the portable forms.
+float ApplyEpilogue(Epilogue epilogue, float x);
+
+}  // namespace cpu
+}  // namespace ftbert
+
+#endif  // FTBERT_CPU_LINEAR_INT8_BF16_H_

@@ -1,0 +1,47 @@
+// int8 products of every instruction set this machine has, against plain loops and against each other.
+#include "int8_checks.h"
+
+using namespace ftbert_test;  // NOLINT
+using ftbert::cpu::Isa;
+
+namespace {
+
+std::vector<Form> Forms() {
+  std::vector<Form> forms;
+  forms.push_back({"portable", NewInt8Kernel(ftbert::cpu::kInt8Portable)});
+#if defined(__x86_64__)
+  const Isa machine = ftbert::cpu::MachineIsa();
+  if (machine >= Isa::kAvx2) forms.push_back({"avx2", NewInt8Kernel(ftbert::cpu::kInt8Avx2)});
+  if (ftbert::cpu::MachineHasAvx2Vnni()) forms.push_back({"avx2 vnni", NewInt8Kernel(ftbert::cpu::kInt8Avx2Vnni)});
+  if (machine >= Isa::kAvx512Vnni) forms.push_back({"avx512 vnni", NewInt8Kernel(ftbert::cpu::kInt8Avx512Vnni)});
+  if (machine >= Isa::kAmx) forms.push_back({"amx", NewInt8Kernel(ftbert::cpu::kInt8Amx)});
+#endif
+  return forms;
+}
+
+// The integer sums are the same everywhere, and the vector forms' epilogues are the same operations: the same bits.
+void CheckFormsAgree(const std::vector<Form>& forms) {
+  const Problem p(769, 130, 45);
+  std::vector<float> first;
+  for (size_t i = 1; i < forms.size(); ++i) {
+    const std::vector<float> got =
+        Multiply(*forms[i].kernel, p.Pack(*forms[i].kernel), p.x.data(), p.rows, Epilogue::kBiasGeluTanh);
+    if (i == 1) first = got;
+    std::printf("%s and %s: %s\n", forms[1].name, forms[i].name,
+                SameBits(first.data(), got.data(), got.size()) ? "same bits" : "DIFFERENT");
+    CHECK(SameBits(first.data(), got.data(), got.size()));
+  }
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<Form> forms = Forms();
+  for (const Form& form : forms) {
+    CheckInt8Sizes(form);
+    CheckInt8Extremes(form);
+    std::printf("%s checked\n", form.name);
+  }
+  CheckFormsAgree(forms);
+  return Finish();
+}
