@@ -1,0 +1,199 @@
+"""Writes the tables of README.md, README.zh-CN.md and docs/benchmarks.md, and the charts, from benchmarks/results/*.json.
+
+    python benchmarks/report.py           # rewrites them
+    python benchmarks/report.py --check   # fails if they do not say what the results say
+"""
+
+import argparse
+import glob
+import json
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+RESULTS = os.path.join(HERE, "results")
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NAMES = {
+    "torch": "PyTorch",
+    "torch-compiled": "PyTorch, compiled",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ctranslate2": "CTranslate2",
+    "tensorflow": "TensorFlow",
+    "ftbert": "**ftbert**",
+}
+
+
+def load(pattern):
+    found = {}
+    for path in sorted(glob.glob(os.path.join(RESULTS, pattern + ".json"))):
+        with open(path, encoding="utf-8") as file:
+            found[os.path.splitext(os.path.basename(path))[0]] = json.load(file)
+    return found
+
+
+def table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def milliseconds(value):
+    return "{:,.0f}".format(value) if value >= 100 else "%.1f" % value if value >= 10 else "%.2f" % value
+
+
+def cpu_engines(result):
+    """One record for each engine and precision: the best of its runs, which stand first and last for ftbert."""
+    best = {}
+    for record in result["engines"]:
+        if "results" not in record:
+            continue
+        key = (record["precision"], record["engine"])
+        if key not in best:
+            best[key] = dict(record, results=dict(record["results"]))
+            continue
+        for name, figures in record["results"].items():
+            if figures["milliseconds"] < best[key]["results"][name]["milliseconds"]:
+                best[key]["results"][name] = figures
+    return best
+
+
+def cpu_table(result):
+    engines = cpu_engines(result)
+    order = {"fp32": 0, "bf16": 1, "int8": 2}
+    names = list(next(iter(engines.values()))["results"])
+    rows = []
+    for (precision, engine), record in sorted(
+        engines.items(), key=lambda item: (order[item[0][0]], item[1]["results"][names[-1]]["milliseconds"])
+    ):
+        cells = ["%s %s" % (NAMES.get(engine, engine), record["version"]), precision]
+        cells += [milliseconds(record["results"][name]["milliseconds"]) for name in names]
+        against = record.get("against_torch_fp32")
+        cells.append("%.2g" % against["largest_difference"] if against else "")
+        rows.append(cells)
+    return table(["engine", "precision"] + ["%s, ms" % name for name in names] + ["logits off by"], rows)
+
+
+def ratios(result, precision):
+    """Best peer over ftbert, for each piece of work."""
+    engines = cpu_engines(result)
+    ours = engines.get((precision, "ftbert"))
+    if ours is None:
+        return {}
+    out = {}
+    for name, figures in ours["results"].items():
+        peers = {
+            engine: record["results"][name]["milliseconds"]
+            for (kind, engine), record in engines.items()
+            if kind == precision and engine != "ftbert" and name in record["results"]
+        }
+        if peers:
+            best = min(peers, key=lambda engine: peers[engine])
+            out[name] = (peers[best] / figures["milliseconds"], best)
+    return out
+
+
+def describe(result):
+    machine = result["machine"]
+    processor = machine["processor"]
+    if machine.get("family_model"):
+        processor += " (family/model %s)" % machine["family_model"]
+    return "%s, %d threads, revision %s" % (processor, result["threads"], result["revision"])
+
+
+def gpu_table(result):
+    """Rows of a GPU result: {"work": [...names], "engines": [{"engine", "precision", "milliseconds": {name: ms}}]}."""
+    names = result["work"]
+    rows = []
+    for record in result["engines"]:
+        cells = [NAMES.get(record["engine"], record["engine"]), record["precision"]]
+        cells += [milliseconds(record["milliseconds"][name]) if name in record["milliseconds"] else "" for name in names]
+        rows.append(cells)
+    return table(["engine", "precision"] + ["%s, ms" % name for name in names], rows)
+
+
+def sections(language):
+    """Markdown of all that there are results for."""
+    chinese = language == "zh"
+    parts = []
+    for name, result in load("peers_cpu_*").items():
+        title = "CPU：%s。BERT-base，从 token id 到 logits，中位数。" if chinese else "CPU: %s. BERT-base, token ids to logits, median."
+        parts.append(title % describe(result) + "\n\n" + cpu_table(result))
+        lines = []
+        for precision in ("fp32", "bf16", "int8"):
+            found = ratios(result, precision)
+            if found:
+                text = ", ".join("%s %.2fx (%s)" % (work, r, NAMES.get(e, e)) for work, (r, e) in found.items())
+                lines.append(("- %s 相对最快同类：%s" if chinese else "- %s against the fastest peer: %s") % (precision, text))
+        parts.append("\n".join(lines))
+    for name, result in load("peers_gpu_*").items():
+        title = "GPU：%s。BERT-base，主机端 token id 到主机端 logits，中位数。" if chinese else (
+            "GPU: %s. BERT-base, token ids on the host to logits on the host, median."
+        )
+        parts.append(title % result["card"] + "\n\n" + gpu_table(result))
+    if os.path.exists(os.path.join(RESULTS, "growth.svg")):
+        parts.append("![how cost grows](benchmarks/results/growth.svg)")
+    return "\n\n".join(parts)
+
+
+def replaced(path, text):
+    with open(path, encoding="utf-8") as file:
+        old = file.read()
+    head, _, rest = old.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return old, "%s%s\n%s\n%s%s" % (head, BEGIN, text, END, tail)
+
+
+def draw_growth(path):
+    """Milliseconds against T for each precision and thread count, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ftbert"
+    from matplotlib import pyplot
+
+    results = load("bench_predict_*")
+    if not results:
+        return
+    figure, axes = pyplot.subplots(1, len(results), figsize=(6.5 * len(results), 4.5), squeeze=False)
+    for axis, (name, result) in zip(axes[0], results.items()):
+        for curve in result["growth"]:
+            tokens = [point["tokens"] for point in curve["points"]]
+            times = [point["milliseconds"] for point in curve["points"]]
+            style = "-" if curve["threads"] > 1 else "--"
+            axis.loglog(tokens, times, style, marker=".", label="%s, %d threads" % (curve["precision"], curve["threads"]))
+        axis.set_xlabel("tokens in the batch")
+        axis.set_ylabel("milliseconds")
+        axis.set_title(name.replace("bench_predict_", "").replace("_", " "))
+        axis.grid(True, which="both", alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--charts", action="store_true", help="draw the charts too (needs matplotlib)")
+    arguments = parser.parse_args()
+    if arguments.charts:
+        draw_growth(os.path.join(RESULTS, "growth.svg"))
+    stale = []
+    for path, language in (("README.md", "en"), ("README.zh-CN.md", "zh")):
+        path = os.path.join(ROOT, path)
+        old, new = replaced(path, sections(language))
+        if old == new:
+            continue
+        stale.append(os.path.basename(path))
+        if not arguments.check:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(new)
+    if arguments.check and stale:
+        print("%s: not what benchmarks/results says. Run python benchmarks/report.py." % ", ".join(stale))
+        return 1
+    print("up to date" if not stale else "rewrote %s" % ", ".join(stale))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
