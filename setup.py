@@ -183,20 +183,23 @@ class CMakeBuild(build_ext):
 
     def run(self):
         libraries = self.build_native()
-        if self.inplace:
-            target = ROOT / LIBRARY_FOLDER
-        else:
+        # The source tree gets them in any case: `python -m ftbert` and `python -m pytest` started in it import from it.
+        self.installed = self.put(libraries, ROOT / LIBRARY_FOLDER)
+        if not self.inplace:
             target = Path(self.build_lib).resolve() / LIBRARY_FOLDER
             shutil.rmtree(str(target), ignore_errors=True)
-        target.mkdir(parents=True, exist_ok=True)
-        self.installed = []
+            self.installed = self.put(libraries, target)
+        self.check_load(Path(self.installed[0]).parent)
+
+    @staticmethod
+    def put(libraries, folder):
+        """Copies libraries beside their places and renames them: who has an old file open keeps it whole."""
+        folder.mkdir(parents=True, exist_ok=True)
         for library in libraries:
-            # Renamed into place: a process that has the old file open keeps it whole.
-            beside = target / (library.name + ".%d.tmp" % os.getpid())
+            beside = folder / (library.name + ".%d.tmp" % os.getpid())
             shutil.copy2(str(library), str(beside))
-            os.replace(str(beside), str(target / library.name))
-            self.installed.append(str(target / library.name))
-        self.check_load(target)
+            os.replace(str(beside), str(folder / library.name))
+        return [str(folder / library.name) for library in libraries]
 
     def build_native(self):
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
