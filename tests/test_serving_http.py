@@ -183,7 +183,7 @@ def test_info_names_what_is_served(client, known):
         (b'{"inputs": "a", "truncat": true}', 422),
         (b'{"inputs": [["a"], ["a"], ["a"], ["a"], ["a"]]}', 413),
         (b'{"inputs": "' + b"a" * 61 + b'"}', 413),
-        (b'{"inputs": ["' + b"a" * 31 + b'", "' + b"a" * 30 + b'"]}', 413),
+        (b'{"inputs": ["b", "' + b"a" * 61 + b'"]}', 413),
         (b'{"inputs": "' + b"a" * 3000 + b'"}', 413),
     ],
 )
@@ -487,7 +487,7 @@ GOOD = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
         {"inputs": [dict(GOOD, shape=[1, 3])]}, {"inputs": [dict(GOOD, shape=["1"])]}, {"inputs": [dict(GOOD, shape=[True])]},
         {"inputs": [dict(GOOD, data=[1])]}, {"inputs": [dict(GOOD, data="a")]}, {"inputs": [dict(GOOD, data=None)]},
         {"inputs": [dict(GOOD, parameters=[])]}, {"outputs": []}, {"outputs": [{"name": "none"}]}, {"outputs": [{"name": ["label"]}]},
-        {"outputs": [{"name": "label"}, {"name": "label"}]}, {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
+        {"outputs": None}, {"id": None}, {"outputs": [{"name": "label"}] * 6}, {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
         {"outputs": [{"name": "label", "parameters": {"classification": 2}}]}, {"id": 7}, {"parameters": 1},
     ],
 )  # fmt: skip

@@ -152,9 +152,9 @@ def finite(values: np.ndarray) -> None:
 
 def check_text(text: Text, where: str, options: ServeOptions) -> None:
     """Refuses a text with too many characters."""
-    length = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
-    if length > options.max_characters:
-        reject("%s: expected at most %d characters, got %d." % (where, options.max_characters, length), 413)
+    for part in (text,) if isinstance(text, str) else text:
+        if len(part) > options.max_characters:
+            reject("%s: expected at most %d characters, got %d." % (where, options.max_characters, len(part)), 413)
 
 
 def _sequence(member: Any, where: str) -> Text:

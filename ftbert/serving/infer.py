@@ -60,7 +60,7 @@ def parse_infer(body: bytes, json_length: Optional[str], options: ServeOptions) 
         body, tail = body[: int(json_length)], body[int(json_length) :]
     value = parse_json(body)
     request_id = value.get("id")
-    if request_id is not None and not isinstance(request_id, str):
+    if "id" in value and not isinstance(request_id, str):
         reject("id: expected a string.")
     parameters = _parameters(value, "parameters")
     inputs = value.get("inputs")
@@ -71,10 +71,10 @@ def parse_infer(body: bytes, json_length: Optional[str], options: ServeOptions) 
         check_text(text, "text[%d]" % index, options)
     binary_default = _flag(parameters, "binary_data_output", "parameters")
     outputs = value.get("outputs")
-    if outputs is None:
+    if "outputs" not in value:
         return InferRequest(texts, [(name, binary_default) for name, _ in OUTPUTS], request_id)
-    if not isinstance(outputs, list) or not outputs:
-        reject("outputs: expected a list of at least one output object, or no such key.")
+    if not isinstance(outputs, list) or not 1 <= len(outputs) <= len(OUTPUTS):
+        reject("outputs: expected a list of one to %d output objects, or no such key." % len(OUTPUTS))
     wanted: List[Tuple[str, bool]] = []
     for index, output in enumerate(outputs):
         where = "outputs[%d]" % index
@@ -84,8 +84,6 @@ def parse_infer(body: bytes, json_length: Optional[str], options: ServeOptions) 
         if "classification" in own:
             reject("%s.parameters.classification: not offered; ask for the outputs 'label' and 'scores'." % where)
         wanted.append((output["name"], _flag(own, "binary_data", where) if "binary_data" in own else binary_default))
-    if len({name for name, _ in wanted}) != len(wanted):
-        reject("outputs: expected each output once.")
     return InferRequest(texts, wanted, request_id)
 
 

@@ -191,7 +191,7 @@ def _schemas(options: ServeOptions) -> Dict[str, Any]:
     count = {"type": "integer", "minimum": 0}
     nothing = {"type": "string", "nullable": True}
     single = dict(_array(text, 1, 1), description="A text")
-    pair = dict(_array(dict(text, maxLength=options.max_characters // 2), 2, 2), description="A pair of texts")
+    pair = dict(_array(text, 2, 2), description="A pair of texts")
     truncation = {
         "truncate": {
             "type": "boolean", "nullable": True, "description":
@@ -201,7 +201,7 @@ def _schemas(options: ServeOptions) -> Dict[str, Any]:
             "type": "string", "enum": ["right", "left", "Right", "Left"], "description": "The end that is cut off",
         },
     }  # fmt: skip
-    tensor_shape = _array({"type": "integer", "minimum": 1}, 1, 2)
+    tensor_shape = _array({"type": "integer", "minimum": 1, "maximum": options.max_texts}, 1, 2)
     outputs = {
         "type": "object", "required": ["name", "datatype", "shape"], "properties": {
             "name": string, "datatype": string, "shape": _array({"type": "integer"}),
@@ -261,7 +261,7 @@ def _schemas(options: ServeOptions) -> Dict[str, Any]:
                 {"parameters": {"type": "object"}}), 1, 1)},
             {"id": string, "parameters": _object({}, {"binary_data_output": flag}), "outputs": _array(_object(
                 {"name": {"type": "string", "enum": [name for name, _ in OUTPUTS]}},
-                {"parameters": _object({}, {"binary_data": flag})}), 1)},
+                {"parameters": _object({}, {"binary_data": flag})}), 1, len(OUTPUTS))},
         ),
         "InferResponse": _object(
             {"model_name": string, "model_version": string, "outputs": _array(outputs, 1)}, {"id": string}

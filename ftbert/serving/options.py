@@ -38,7 +38,7 @@ class ServeOptions:
         pooling: what `/embed` returns unless the request says otherwise: "pooled", "first" or "mean".
         max_body_bytes: bytes of a request's body.
         max_texts: texts in a request.
-        max_characters: characters in one text (of a pair: in both together).
+        max_characters: characters in one text, and in each of a pair.
         max_connections: connections open at a time; the next is answered 503 and closed.
         timeout_s: seconds from a request's arrival to its answer; past that 504, and its work is dropped.
         receive_timeout_s: seconds a client has to send a whole request, or to take a whole answer.
