@@ -11,7 +11,7 @@ from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from ftbert.errors import InputError
 
-__all__ = ["FORMATS", "Row", "RowWriter", "check_rows", "detect_format", "read_rows"]
+__all__ = ["FORMATS", "Row", "RowWriter", "check_rows", "detect_format", "read_rows", "scan_rows"]
 
 FORMATS = ("tsv", "csv", "jsonl", "lines")
 
@@ -157,6 +157,14 @@ def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]
             ) from error
 
 
+def scan_rows(
+    path: str, format: Optional[str] = None, text_column: str = "text", pair_column: Optional[str] = None
+) -> Iterator[Tuple[int, Union[Row, str]]]:
+    """Every row with its line number; for a row that cannot be read, a string that says why. Arguments as `read_rows`."""
+    for line, row in _parsed(str(path), detect_format(path, format), text_column, pair_column):
+        yield line, str(row) if isinstance(row, _Bad) else row
+
+
 def read_rows(
     path: str, format: Optional[str] = None, text_column: str = "text", pair_column: Optional[str] = None
 ) -> Iterator[Row]:
@@ -178,9 +186,17 @@ def read_rows(
 
 
 def check_rows(
-    path: str, format: Optional[str] = None, text_column: str = "text", pair_column: Optional[str] = None
+    path: str,
+    format: Optional[str] = None,
+    text_column: str = "text",
+    pair_column: Optional[str] = None,
+    forbidden: str = "",
 ) -> int:
     """Reads the whole file once and counts its rows, so that a bad one is known before any work starts.
+
+    Args:
+        path, format, text_column, pair_column: as `read_rows`.
+        forbidden: characters that no text may have, because the output could not hold them.
 
     Raises:
         InputError: naming the bad rows (the first 20 of them) with their line numbers.
@@ -191,6 +207,10 @@ def check_rows(
         count += 1
         if isinstance(row, _Bad):
             bad.append("line %d: %s" % (line, row))
+            continue
+        texts = (row.text,) if isinstance(row.text, str) else row.text
+        if any(mark in text for mark in forbidden for text in texts):
+            bad.append("line %d: the text has a tab or a line break, which a TSV cannot hold; write csv or jsonl" % line)
     if bad:
         more = "\n  and %d more" % (len(bad) - _MOST_NAMED) if len(bad) > _MOST_NAMED else ""
         raise InputError(

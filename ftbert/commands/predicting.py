@@ -32,7 +32,7 @@ def predict(
     file: str = typer.Argument("-", help="TSV, CSV or JSON lines (by ending), else plain lines; - is standard input."),
     output: str = typer.Option("-", "--output", "-o", help="Where to write; - is standard output."),
     format: Optional[str] = typer.Option(None, help="tsv, csv, jsonl or lines; left out: by the file's ending."),
-    output_format: Optional[str] = typer.Option(None, help="tsv, csv or jsonl; left out: by the output's ending, else tsv."),
+    output_format: Optional[str] = typer.Option(None, help="tsv, csv or jsonl; left out: by the output's ending, else the input's."),
     text_column: str = typer.Option("text", help="The column or key that holds the text."),
     pair_column: Optional[str] = typer.Option(None, help="The second text's, for sentence pairs."),
     scores: bool = typer.Option(True, help="Write a column with the score of every label."),
@@ -51,12 +51,12 @@ def predict(
         _predict_on_ray(model, file, output, text_column, pair_column, device, precision)
         return
     from ftbert.predictor import FastBertClassifier
-    from ftbert.rows import RowWriter, check_rows, read_rows
+    from ftbert.rows import RowWriter, check_rows, detect_format, read_rows
 
-    output_format = output_format or _format_of_output(output)
+    output_format = output_format or _format_of_output(output, detect_format(file, format))
     total = None
     if file != "-":
-        total = check_rows(file, format, text_column, pair_column)
+        total = check_rows(file, format, text_column, pair_column, "\t\r\n" if output_format == "tsv" else "")
     pairs = pair_column is not None
     with FastBertClassifier.load(
         model,
@@ -100,12 +100,10 @@ def _rounded(score: float) -> float:
     return round(float(score), 6)
 
 
-def _format_of_output(output: str) -> str:
+def _format_of_output(output: str, input_format: str) -> str:
     from ftbert.rows import detect_format
 
-    if output == "-":
-        return "tsv"
-    format = detect_format(output)
+    format = input_format if output == "-" else detect_format(output)
     return "tsv" if format == "lines" else format
 
 
