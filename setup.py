@@ -272,10 +272,11 @@ class NativeDistribution(Distribution):
         return True
 
 
-setup(
-    distclass=NativeDistribution,
-    ext_modules=[Extension("ftbert._ops.lib", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
-    install_requires=["numpy>=1.17", "tokenizers>=0.13", "tqdm>=4.60", "rich>=12", "typer>=0.7"]
-    + tensorflow_requirements(),
-)
+if __name__ == "__main__":
+    setup(
+        distclass=NativeDistribution,
+        ext_modules=[Extension("ftbert._ops.lib", sources=[])],
+        cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+        install_requires=["numpy>=1.17", "tokenizers>=0.13", "tqdm>=4.60", "rich>=12", "typer>=0.7"]
+        + tensorflow_requirements(),
+    )
