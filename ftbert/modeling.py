@@ -128,6 +128,7 @@ def create_variables(
                 tf.float32,
                 initializer=initializers[spec.initializer],
                 trainable=trainable,
+                use_resource=True,
             ),
         )
         for name, spec in specs.items()

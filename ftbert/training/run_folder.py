@@ -1,0 +1,147 @@
+"""What a training run leaves on disk while it goes on, so that it can be killed at any moment and taken up again."""
+
+import collections
+import json
+import os
+import shutil
+from typing import Any, Dict, Iterable, List, Optional
+
+import numpy as np
+
+from ftbert._ops import Weight
+from ftbert.checkpoint import CheckpointWriter, open_checkpoint
+from ftbert.errors import CheckpointError, ConfigError
+
+__all__ = ["RunFolder", "write_text"]
+
+_FORMAT = 1
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a file beside its place and renames it."""
+    temporary = "%s.writing-%d" % (path, os.getpid())
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """progress.json names the checkpoints that count; whatever else lies in the folder is from an epoch cut off.
+
+    Attributes:
+        path: the folder.
+        progress: what progress.json says: "fingerprint", "epoch" (how many are done), "history" (one record each), "best"
+            (epoch and value), "state" and "best_folder" (names of checkpoint folders, or None), "finished".
+    """
+
+    def __init__(self, path: str, fingerprint: str, resume: bool) -> None:
+        """Takes up the run that is there, or begins one.
+
+        Raises:
+            ConfigError: what is there was begun with other data or settings.
+        """
+        self.path = path
+        self._progress_path = os.path.join(path, "progress.json")
+        if not resume and os.path.isdir(path):
+            if os.listdir(path) and not os.path.exists(self._progress_path):
+                raise ConfigError("%s exists and is no training run of ftbert. Choose another output." % path)
+            shutil.rmtree(path)
+        os.makedirs(path, exist_ok=True)
+        self.progress = self._read(fingerprint)
+
+    def _read(self, fingerprint: str) -> Dict[str, Any]:
+        fresh = {
+            "format": _FORMAT,
+            "fingerprint": fingerprint,
+            "epoch": 0,
+            "history": [],
+            "best": None,
+            "state": None,
+            "best_folder": None,
+            "finished": False,
+        }
+        if not os.path.exists(self._progress_path):
+            write_text(self._progress_path, json.dumps(fresh))
+            return fresh
+        with open(self._progress_path, "r", encoding="utf-8") as file:
+            found = json.load(file)
+        if found.get("format") != _FORMAT or found.get("fingerprint") != fingerprint:
+            raise ConfigError(
+                "%s: a run with other data or settings (%d epochs done) is there. Pass resume=False to begin anew, or choose "
+                "another output." % (self.path, found.get("epoch", 0))
+            )
+        return found
+
+    def save_epoch(self, values: Dict[str, Any], state: Iterable[Any], best: Optional[Iterable[Any]]) -> None:
+        """Keeps an epoch: the checkpoints first, then the one file that says they count, then the old ones go.
+
+        Args:
+            values: new values of `progress`.
+            state: (name, array) pairs to go on from; empty when training is over.
+            best: (name, array) pairs of the model, if this epoch is the best so far.
+        """
+        progress = dict(self.progress, **values)
+        progress["state"] = self._write("state-%d" % progress["epoch"], state)
+        if best is not None:
+            progress["best_folder"] = self._write("best-%d" % progress["epoch"], best)
+        write_text(self._progress_path, json.dumps(progress, ensure_ascii=False))
+        self.progress = progress
+        self._clean()
+
+    def finish(self) -> None:
+        """Notes that the model folder is written; the state to go on from is dropped."""
+        progress = dict(self.progress, finished=True, state=None)
+        write_text(self._progress_path, json.dumps(progress, ensure_ascii=False))
+        self.progress = progress
+        self._clean()
+
+    def _write(self, name: str, tensors: Iterable[Any]) -> Optional[str]:
+        folder = os.path.join(self.path, name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder)
+        count = 0
+        with CheckpointWriter(os.path.join(folder, "model.ckpt")) as writer:
+            for tensor_name, array in tensors:
+                writer.add(tensor_name, np.asarray(array))
+                count += 1
+        if not count:
+            shutil.rmtree(folder)
+            return None
+        return name
+
+    def _clean(self) -> None:
+        kept = (self.progress["state"], self.progress["best_folder"])
+        for name in os.listdir(self.path):
+            if name.startswith(("state-", "best-")) and name not in kept:
+                shutil.rmtree(os.path.join(self.path, name))
+
+    def weights(self, which: str) -> Iterable[Weight]:
+        """The tensors of "state" or "best_folder", one at a time."""
+        name = self.progress[which]
+        if name is None:
+            raise CheckpointError("%s: no checkpoint was kept there." % self.path)
+        reader = open_checkpoint(os.path.join(self.path, name))
+        for tensor_name in reader.names():
+            yield Weight(tensor_name, reader.read(tensor_name), False, False)
+
+    def file(self, name: str) -> str:
+        """The path of a file in the folder."""
+        return os.path.join(self.path, name)
+
+    def trim_metrics(self) -> List[Dict[str, Any]]:
+        """Cuts metrics.jsonl back to the epochs that are done; returns what stays."""
+        path = self.file("metrics.jsonl")
+        kept: List[Dict[str, Any]] = []
+        if os.path.exists(path):
+            with open(path, "r", encoding="utf-8") as file:
+                for line in file:
+                    try:
+                        record = json.loads(line, object_pairs_hook=collections.OrderedDict)
+                    except ValueError:
+                        break  # the line that was being written when the run was killed
+                    if record["epoch"] <= self.progress["epoch"]:
+                        kept.append(record)
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        return kept
