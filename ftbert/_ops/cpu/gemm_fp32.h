@@ -62,6 +62,8 @@ struct MicroTask {
   const float* bias;           // null: none
   float* out;
   ptrdiff_t out_stride;
+  const float* next;           // a cache line of it is fetched into the second level with each input, if next_step
+  ptrdiff_t next_step;         // floats
   int inputs;
   bool fresh;                  // sums begin at zero; otherwise they are read from `out`
 };
@@ -88,6 +90,7 @@ void MicroTile(const MicroTask& task) {
 #pragma GCC unroll 8
   for (int i = 0; i < (kRows + 2) / 3; ++i) rows[i] = task.in + 3 * i * in_stride;
   const float* weights = task.weights;
+  const float* next = task.next;
   for (int k = task.inputs; k > 0; --k) {
     Vec w[kVecs];
 #pragma GCC unroll 4
@@ -95,6 +98,8 @@ void MicroTile(const MicroTask& task) {
     if (kAhead > 0) {
 #pragma GCC unroll 4
       for (int n = 0; n < kVecs * kLanes; n += 16) Prefetch(weights + kAhead + n);
+      PrefetchSecondLevel(next);
+      next += task.next_step;
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -160,6 +165,10 @@ void Gemm(const GemmTask& task) {
       t.fresh = k == 0;
       t.in = task.in + (k - task.k_begin);
       float* out = task.out + (panel.column - task.first_column);
+      // The first tiles fetch the next panel's part while they compute on this one's.
+      t.next = t.weights;
+      t.next_step = 0;
+      const int lines_per_input = kPanel / 16;
       for (int tile = 0; tile < tiles.count; ++tile) {
         const int rows = tiles.rows(tile);
         t.out = whole ? out : edge;
@@ -169,6 +178,10 @@ void Gemm(const GemmTask& task) {
             const int n = i % kPanel;
             edge[i] = n < panel.width ? out[i / kPanel * task.out_stride + n] : 0.f;
           }
+        }
+        if (p + 1 < task.num_panels && tiles.count > 1 && tile <= lines_per_input) {
+          t.next = t.weights + task.panel_floats + static_cast<ptrdiff_t>(tile) * t.inputs * 16;
+          t.next_step = tile < lines_per_input ? 16 : 0;
         }
         micro[tile < tiles.larger](t);
         if (last && task.activation != 0) {

@@ -10,6 +10,7 @@
 //   SelectFirst(count, yes, no): the first `count` lanes of yes, the others of no
 //   Transpose: kLanes x kLanes floats, out[j * out_stride + i] = in[i * in_stride + j]
 //   Sum Largest (over lanes, in a fixed order)   FirstLane   Prefetch
+//   PrefetchSecondLevel
 //
 // A kernel written on these is compiled once per instruction set, in a file that includes one vec_*.h, this file and the
 // kernels. Everything stays in anonymous namespaces and no std:: template is used, so that the linker can never take a

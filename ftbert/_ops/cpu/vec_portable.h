@@ -102,6 +102,7 @@ inline void Transpose(const float* in, ptrdiff_t in_stride, float* out, ptrdiff_
 }
 
 FTBERT_INLINE void Prefetch(const void* p) { __builtin_prefetch(p); }
+FTBERT_INLINE void PrefetchSecondLevel(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace cpu
