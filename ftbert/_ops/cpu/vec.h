@@ -19,7 +19,7 @@
 // Error bounds (relative to the exact value; checked in tests/cpp/cpu_math_test.cc):
 //   Exp2      (2e-7 + 6e-8 |x|) relative, for x in [-126, 126]; 2^-126 below, 2^126 above
 //   GELU      4e-7 max(|x|, 1) absolute, both forms
-//   tanh      2.5e-7 absolute
+//   tanh      4e-7 absolute
 #ifndef FTBERT_CPU_VEC_H_
 #define FTBERT_CPU_VEC_H_
 
