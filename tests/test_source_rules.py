@@ -24,7 +24,7 @@ ARROWS = {
     "tokenization": {"batching", "vocabulary"},
     "_ops": {"batching", "config"},
     "checkpoint": {"_ops", "config", "tokenization"},
-    "export": {"checkpoint", "config", "modeling"},
+    "export": {"checkpoint", "config", "modeling", "tokenization"},
     "modeling": {"config"},
     "fast_modeling": {"modeling", "_ops", "config"},
     "runtimes": {"_ops", "batching", "checkpoint", "modeling", "fast_modeling"},

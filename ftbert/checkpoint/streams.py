@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
+from typing import IO, Any, Callable, Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -22,6 +22,7 @@ __all__ = [
     "format_bytes",
     "new_folder",
     "open_writer",
+    "replaced_file",
     "rewrite",
     "tensor_specs",
     "update_dtype",
@@ -141,6 +142,25 @@ def _remove_empty(folders: Sequence[str]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             os.rmdir(folder)
+
+
+@contextlib.contextmanager
+def replaced_file(path: str) -> Iterator[IO[bytes]]:
+    """A file to write; it becomes `path` when the block ends well, and is removed when it does not."""
+    path = os.fspath(path)
+    temporary = "%s.writing-%d" % (path, os.getpid())
+    made = _make_parents(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        _remove_empty(made)
+        raise
 
 
 @contextlib.contextmanager
