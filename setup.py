@@ -275,6 +275,7 @@ class NativeDistribution(Distribution):
 if __name__ == "__main__":
     setup(
         distclass=NativeDistribution,
+        license="Apache-2.0",  # here, because old and new setuptools read two different forms of it in pyproject.toml
         ext_modules=[Extension("ftbert._ops.lib", sources=[])],
         cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
         install_requires=["numpy>=1.17", "tokenizers>=0.13", "tqdm>=4.60", "rich>=12", "typer>=0.7"]
