@@ -54,7 +54,7 @@ def strings_and_ids(model, precision, threads, seconds):
     for runtime in ("session", "direct"):
         options = {"device": "cpu", "precision": precision, "threads": threads, "runtime": runtime, "max_length": 128}
         with FastBertClassifier.load(model, **options) as classifier:
-            batch = classifier.tokenize(texts)
+            batch = classifier.tokenize(texts).batch
             parts = [batch.take(group) for group in plan(np.diff(batch.row_splits), 4096)]
 
             def run_ids(parts=parts, classifier=classifier):

@@ -75,13 +75,14 @@ def make_work(path, vocab_size, names):
     np.savez(path, **arrays)
 
 
-def floating_point_peak(cpus):
-    """GFLOP/s of a register-only FMA loop on these processors, from the kernel benchmark, if it was built."""
-    program = os.environ.get("FTBERT_BENCH_KERNELS")
-    if not program:
-        return None
-    text = subprocess.check_output(["taskset", "-c", cpus, program, "--peak", "--json"], text=True)
-    return json.loads(text)
+def measure_kernels(program, cpus, precision, folder):
+    """Peak of a register-only loop and the whole model's share of it, from bench_kernels on the same processors."""
+    out = os.path.join(folder, "kernels.json")
+    threads = str(len(cpus.split(",")))
+    command = ["taskset", "-c", cpus, program, "--threads", threads, "--precision", precision, "--json", out]
+    subprocess.check_call(command + (["gemm", "model"] if precision == "fp32" else ["model"]))
+    with open(out) as file:
+        return json.load(file)
 
 
 def run_engine(engine, arguments, python, model, work, folder, index):
@@ -119,6 +120,7 @@ def main():
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "ftbert-benchmarks"))
     parser.add_argument("--peers-python", help="an interpreter that has the peers, instead of making one")
     parser.add_argument("--ours-python", default=sys.executable, help="the interpreter of ftbert and TensorFlow")
+    parser.add_argument("--bench-kernels", help="the bench_kernels program, for the share of the measured peak")
     parser.add_argument("--result", help="write benchmarks/results/<RESULT>.json")
     arguments = parser.parse_args()
     os.makedirs(arguments.folder, exist_ok=True)
@@ -136,7 +138,10 @@ def main():
         engines.insert(0, "torch/fp32")
     records = []
     truth = None
-    peak_before = floating_point_peak(arguments.cpus)
+    kernels = {}
+    if arguments.bench_kernels:
+        for precision in sorted({engine.split("/")[1] for engine in engines if engine.startswith("ftbert/")}):
+            kernels[precision] = measure_kernels(arguments.bench_kernels, arguments.cpus, precision, arguments.folder)
     for index, engine in enumerate(engines):
         python = arguments.ours_python if engine.split("/")[0] in OURS else theirs
         record, logits = run_engine(engine, arguments, python, model, work, arguments.folder, index)
@@ -154,7 +159,7 @@ def main():
         "cpus": arguments.cpus,
         "threads": len(arguments.cpus.split(",")),
         "revision": revision(),
-        "peak": [peak_before, floating_point_peak(arguments.cpus)],
+        "kernels": kernels,
         "engines": records,
     }
     print_table(records, names)
