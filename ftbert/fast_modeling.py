@@ -125,8 +125,8 @@ class FastBertModel:
     def get_all_encoder_layers(self) -> List[Any]:
         """Always raises: the op keeps the last layer's states alone."""
         raise ConfigError(
-            "get_all_encoder_layers: the native encoder gives the last layer only (get_sequence_output). For the states "
-            "of every layer use ftbert.modeling.BertModel, whose variables are the same."
+            "get_all_encoder_layers: the native encoder gives the last layer only (get_sequence_output). For the "
+            "states of every layer use ftbert.modeling.BertModel, whose variables are the same."
         )
 
     def get_embedding_output(self) -> Any:

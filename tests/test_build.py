@@ -30,7 +30,7 @@ def run(arguments, **options):
     return done.stdout
 
 
-# ---- What pip is asked for --------------------------------------------------------------------------------------------
+# ---- What pip is asked for -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -72,7 +72,12 @@ def test_tensorflow_cpu_is_asked_for_where_there_is_none(environment):
 
 @pytest.mark.parametrize(
     "distribution, version",
-    [("tensorflow", "2.15.1"), ("tensorflow-cpu", "2.21.0"), ("tensorflow-intel", "2.18.0"), ("tf-nightly", "2.22.0.dev1")],
+    [
+        ("tensorflow", "2.15.1"),
+        ("tensorflow-cpu", "2.21.0"),
+        ("tensorflow-intel", "2.18.0"),
+        ("tf-nightly", "2.22.0.dev1"),
+    ],
 )
 def test_a_tensorflow_that_is_there_is_left_alone(environment, distribution, version):
     install_fake(environment[1], distribution, version)
@@ -105,7 +110,7 @@ def test_a_wrong_switch_is_refused(environment):
         ask_setup(environment[0], "tensorflow_requirements()", FTBERT_REQUIRE_TENSORFLOW="yes")
 
 
-# ---- What was built ---------------------------------------------------------------------------------------------------
+# ---- What was built ------------------------------------------------------------------------------------------------
 
 
 def exported(library):
@@ -167,7 +172,7 @@ def test_version_is_the_same_everywhere():
     assert 'version = "%s"' % ftbert.__version__ in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-# ---- The ways to install (long: each compiles) ------------------------------------------------------------------------
+# ---- The ways to install (long: each compiles) ---------------------------------------------------------------------
 
 
 def copy_of_the_source(tmp_path):
@@ -188,7 +193,9 @@ def test_sdist_and_wheel(tmp_path):
     names = zipfile.ZipFile(str(wheel)).namelist()
     assert "ftbert/_ops/lib/libftbert.so" in names and "ftbert/_ops/lib/libftbert_tf2.so" in names
     assert not [name for name in names if name.endswith((".cc", ".cu", ".h", ".o"))]
-    metadata = zipfile.ZipFile(str(wheel)).read("ftbert-%s.dist-info/METADATA" % wheel.name.split("-")[1]).decode("utf-8")
+    metadata = (
+        zipfile.ZipFile(str(wheel)).read("ftbert-%s.dist-info/METADATA" % wheel.name.split("-")[1]).decode("utf-8")
+    )
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: tensorflow")]
     assert all("extra ==" in line for line in required)
 
