@@ -8,7 +8,6 @@ Texts never contain special tokens: "[SEP]" typed by a user is five characters o
 """
 
 import itertools
-import json
 import os
 import re
 import unicodedata
@@ -19,6 +18,7 @@ import numpy as np
 
 from ftbert.batching import PackedBatch
 from ftbert.errors import CheckpointError, ConfigError, InputError
+from ftbert.vocabulary import GOOGLE_WORD_CHARS, read_tokenizer_settings, read_vocab
 
 __all__ = ["TRUNCATIONS", "Encoded", "Text", "Tokenizer", "check_texts"]
 
@@ -27,10 +27,6 @@ Text = Union[str, Tuple[str, str]]
 # What happens to a text longer than max_length: refuse it, or keep its beginning, its end, or a quarter of the room from
 # its beginning and the rest from its end (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?").
 TRUNCATIONS = ("error", "head", "tail", "head+tail")
-
-# google-research/bert gives up on longer words, as does Hugging Face, with another limit.
-GOOGLE_WORD_CHARS = 200
-HUGGING_FACE_WORD_CHARS = 100
 
 # Characters on which the Rust library and google's code agree, alone and in any order (tests prove it for every one).
 _PLAIN = re.compile(
@@ -60,14 +56,26 @@ class Encoded(NamedTuple):
     pieces: np.ndarray
     unknown: np.ndarray
 
+    def rows(self, begin: int, end: int) -> "Encoded":
+        """The texts [begin, end) alone."""
+        batch = self.batch
+        first, last = int(batch.row_splits[begin]), int(batch.row_splits[end])
+        splits = batch.row_splits[begin : end + 1] - batch.row_splits[begin]
+        part = PackedBatch(batch.token_ids[first:last], batch.segment_ids[first:last], splits)
+        return Encoded(part, self.truncated[begin:end], self.pieces[begin:end], self.unknown[begin:end])
+
     @property
     def unknown_rate(self) -> float:
         """The share of the pieces that are [UNK]; 0 without pieces."""
         return float(self.unknown.sum()) / max(int(self.pieces.sum()), 1)
 
 
-def check_texts(texts: Any) -> List[Text]:
+def check_texts(texts: Any, first_index: int = 0) -> List[Text]:
     """The texts as a list of strings and (first, second) pairs.
+
+    Args:
+        texts: any iterable of them, but no string.
+        first_index: the number of the first text, for messages.
 
     Raises:
         InputError: not a sequence of them; the message names the first wrong item.
@@ -92,7 +100,7 @@ def check_texts(texts: Any) -> List[Text]:
         shown = repr(text)
         raise InputError(
             "texts[%d]: expected a string or a pair of strings, got %s %s. %s"
-            % (index, type(text).__name__, shown if len(shown) <= 60 else shown[:60] + "...", remedy)
+            % (first_index + index, type(text).__name__, shown if len(shown) <= 60 else shown[:60] + "...", remedy)
         )
     return texts
 
@@ -155,42 +163,6 @@ class _PunctuationSplitter(Dict[int, str]):
         return value
 
 
-def _load_vocab(path: str) -> List[str]:
-    try:
-        with open(path, "r", encoding="utf-8") as file:
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError("%s: expected a readable UTF-8 vocabulary, one piece a line: %s" % (path, error)) from error
-    if lines and not lines[-1]:
-        lines.pop()
-    return [line.strip() for line in lines]
-
-
-def _read_json(path: str) -> Dict[str, Any]:
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, "r", encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError("%s: expected readable JSON: %s" % (path, error)) from error
-    if not isinstance(values, dict):
-        raise CheckpointError("%s: expected a JSON object, got %s." % (path, type(values).__name__))
-    return values
-
-
-def _vocab_of_tokenizer_json(path: str, model: Dict[str, Any]) -> List[str]:
-    if model.get("type") != "WordPiece" or not isinstance(model.get("vocab"), dict):
-        raise CheckpointError(
-            "%s: expected a WordPiece model, got %r. ftbert tokenizes as BERT does; this tokenizer is another."
-            % (path, model.get("type"))
-        )
-    pieces = [""] * (max(model["vocab"].values(), default=-1) + 1)
-    for piece, index in model["vocab"].items():
-        pieces[index] = piece
-    return pieces
-
-
 class Tokenizer:
     """BERT's tokenizer. Thread-safe; `encode` lets go of the GIL while the Rust threads work."""
 
@@ -223,7 +195,8 @@ class Tokenizer:
         missing = [piece for piece in ("[CLS]", "[SEP]", "[UNK]") if piece not in ids]
         if missing:
             raise CheckpointError(
-                "The vocabulary of %d pieces lacks %s: expected BERT's vocab.txt." % (len(self.vocab), ", ".join(missing))
+                "The vocabulary of %d pieces lacks %s: expected BERT's vocab.txt."
+                % (len(self.vocab), ", ".join(missing))
             )
         self.cls_id, self.sep_id, self.unk_id = ids["[CLS]"], ids["[SEP]"], ids["[UNK]"]
         upper = sum(1 for piece in self.vocab if piece[:1] != "[" and any("A" <= char <= "Z" for char in piece))
@@ -265,9 +238,11 @@ class Tokenizer:
             )
 
     @classmethod
-    def from_vocab(cls, path: str, lower_case: Optional[bool] = None, max_word_chars: int = GOOGLE_WORD_CHARS) -> "Tokenizer":
+    def from_vocab(
+        cls, path: str, lower_case: Optional[bool] = None, max_word_chars: int = GOOGLE_WORD_CHARS
+    ) -> "Tokenizer":
         """The tokenizer of a vocab.txt."""
-        return cls(_load_vocab(os.fspath(path)), lower_case, max_word_chars=max_word_chars)
+        return cls(read_vocab(os.fspath(path)), lower_case, max_word_chars=max_word_chars)
 
     @classmethod
     def from_folder(cls, folder: str, lower_case: Optional[bool] = None) -> "Tokenizer":
@@ -280,48 +255,10 @@ class Tokenizer:
         Raises:
             CheckpointError: no vocabulary there, or not BERT's.
         """
-        folder = os.fspath(folder)
-        vocab_path = os.path.join(folder, "vocab.txt")
-        json_path = os.path.join(folder, "tokenizer.json")
-        ours = _read_json(os.path.join(folder, "ftbert.json")).get("tokenizer", {})
-        if ours:
-            kept = dict(ours)
-            if lower_case is not None:
-                kept["lower_case"] = lower_case
-            try:
-                return cls(_load_vocab(vocab_path), **kept)
-            except TypeError as error:
-                raise CheckpointError("%s: unknown tokenizer settings %s." % (folder, sorted(ours))) from error
-        config = _read_json(os.path.join(folder, "tokenizer_config.json"))
-        rust = _read_json(json_path)
-        if os.path.exists(vocab_path):
-            vocab = _load_vocab(vocab_path)
-        elif rust:
-            vocab = _vocab_of_tokenizer_json(json_path, rust.get("model", {}))
-        else:
-            raise CheckpointError(
-                "%s: expected vocab.txt or tokenizer.json. Copy it from the folder of the model that this one was trained "
-                "from." % folder
-            )
-        normalizer = rust.get("normalizer") or {}
-        model = rust.get("model") or {}
-
-        def setting(key: str, rust_key: str) -> Optional[bool]:
-            return config[key] if config.get(key) is not None else normalizer.get(rust_key)
-
-        if lower_case is None:
-            lower_case = setting("do_lower_case", "lowercase")
-        chinese_chars = setting("tokenize_chinese_chars", "handle_chinese_chars")
-        of_hugging_face = os.path.exists(os.path.join(folder, "config.json"))
-        return cls(
-            vocab,
-            lower_case,
-            strip_accents=setting("strip_accents", "strip_accents"),
-            chinese_chars=True if chinese_chars is None else chinese_chars,
-            max_word_chars=model.get(
-                "max_input_chars_per_word", HUGGING_FACE_WORD_CHARS if of_hugging_face else GOOGLE_WORD_CHARS
-            ),
-        )
+        vocab, settings = read_tokenizer_settings(os.fspath(folder))
+        if lower_case is not None:
+            settings["lower_case"] = lower_case
+        return cls(vocab, **settings)
 
     @property
     def vocab_size(self) -> int:
@@ -367,26 +304,29 @@ class Tokenizer:
         whole = iter(_run(self._whole, [text for index, text in enumerate(texts) if index not in odd_set]))
         return [next(by_words) if index in odd_set else next(whole) for index in range(len(texts))]
 
-    def encode(self, texts: Sequence[Text], max_length: int = 512, truncation: str = "head") -> Encoded:
+    def encode(
+        self, texts: Sequence[Text], max_length: int = 512, truncation: str = "head", first_index: int = 0
+    ) -> Encoded:
         """Token ids of texts and pairs: [CLS] text [SEP], or [CLS] first [SEP] second [SEP].
 
         Args:
             texts: B strings or pairs of strings. An empty text is [CLS] [SEP].
             max_length: the longest row, special tokens included; at least 3.
             truncation: one of `TRUNCATIONS`. The longer text of a pair is shortened first, as google-research/bert does.
+            first_index: the number of the first text, for messages.
 
         Raises:
             InputError: an item is no text, or, with "error", one is too long: nothing is returned.
         """
-        texts = check_texts(texts)
+        texts = check_texts(texts, first_index)
         if truncation not in TRUNCATIONS:
             raise ConfigError("truncation: expected one of %s, got %r." % (", ".join(TRUNCATIONS), truncation))
         if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 3:
             raise ConfigError("max_length: expected an integer of at least 3, got %r." % (max_length,))
         if len(texts) <= _CHUNK:
-            return self._encode_chunk(texts, 0, max_length, truncation)
+            return self._encode_chunk(texts, first_index, max_length, truncation)
         parts = [
-            self._encode_chunk(texts[begin : begin + _CHUNK], begin, max_length, truncation)
+            self._encode_chunk(texts[begin : begin + _CHUNK], first_index + begin, max_length, truncation)
             for begin in range(0, len(texts), _CHUNK)
         ]
         lengths = np.concatenate([np.diff(part.batch.row_splits) for part in parts])

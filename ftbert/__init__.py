@@ -1,0 +1,67 @@
+"""A fine-tuned BERT text classifier, loaded once, answered as fast as the hardware allows.
+
+    from ftbert import FastBertClassifier
+    clf = FastBertClassifier.load("models/intents")
+    clf.predict(["卡丢了怎么办", "我要退款"])
+
+Names are imported when they are first used, and TensorFlow only by what needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, List
+
+if TYPE_CHECKING:
+    from ftbert.batching import PackedBatch
+    from ftbert.config import BertConfig
+    from ftbert.errors import (
+        CheckpointError,
+        ClosedError,
+        ConfigError,
+        EngineError,
+        FtbertError,
+        InputError,
+        OutOfMemoryError,
+        UnavailableError,
+    )
+    from ftbert.prediction import Prediction
+    from ftbert.predictor import FastBertClassifier
+    from ftbert.tokenization import Tokenizer
+
+__all__ = [
+    "BertConfig",
+    "CheckpointError",
+    "ClosedError",
+    "ConfigError",
+    "EngineError",
+    "FastBertClassifier",
+    "FtbertError",
+    "InputError",
+    "OutOfMemoryError",
+    "PackedBatch",
+    "Prediction",
+    "Tokenizer",
+    "UnavailableError",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "BertConfig": "ftbert.config",
+    "FastBertClassifier": "ftbert.predictor",
+    "PackedBatch": "ftbert.batching",
+    "Prediction": "ftbert.prediction",
+    "Tokenizer": "ftbert.tokenization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError("module 'ftbert' has no attribute %r" % name)
+    value = getattr(importlib.import_module(_MODULES.get(name, "ftbert.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> List[str]:
+    return sorted(set(globals()) | set(__all__))
