@@ -163,6 +163,8 @@ def test_plain_tensorflow_serves_the_saved_model(tmp_path, act):
     extras = os.path.join(folder, "assets.extra")
     assert sorted(os.listdir(extras)) == ["labels.txt", "settings.json", "vocab.txt"]
     assert json.load(open(os.path.join(extras, "settings.json"), encoding="utf-8"))["labels"][1] == "退款"
+    with open(os.path.join(folder, "saved_model.pb"), "rb") as file:
+        assert b"VarHandleOp" not in file.read()  # TensorFlow 1.14 refuses the one that TensorFlow 2.21 writes
     variables = [name for name in read_all(os.path.join(folder, "variables", "variables"))]
     assert "output_weights" in variables and not any("adam" in name for name in variables)
 

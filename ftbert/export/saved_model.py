@@ -16,9 +16,9 @@ def export_saved_model(model: str, dst: str) -> str:
     """Writes a SavedModel that any TensorFlow from 1.14 on loads without ftbert.
 
     Signature "serving_default": int32 (B, S) input_ids, input_mask (1 for tokens, 0 for padding) and segment_ids;
-    float32 outputs logits and probabilities (B, C), or sequence_output (B, S, H) and
-    pooled_output (B, H) of a mere encoder. Weights are float32, whatever they were. assets.extra holds vocab.txt, labels.txt and
-    settings.json, because the SavedModel reads token ids, not text.
+    float32 outputs logits and probabilities (B, C), or sequence_output (B, S, H) and pooled_output (B, H) where there is
+    no classifier. Weights are float32, whatever they were. assets.extra holds vocab.txt, labels.txt and settings.json,
+    because the SavedModel reads token ids, not text.
 
     Args:
         model: a model folder of any kind that `FastBertClassifier.load` reads.
@@ -42,7 +42,8 @@ def export_saved_model(model: str, dst: str) -> str:
 
     source = load_model_folder(model)
     with new_folder(dst) as folder, tf.Graph().as_default(), tf.Session() as session:
-        inputs, outputs, variables = _build(tf, source)
+        with tf.variable_scope("", custom_getter=_old_variable):
+            inputs, outputs, variables = _build(tf, source)
         missing = assign_weights(session, variables, source.weights())
         if missing:
             session.run([variables[name].initializer for name in missing])
@@ -60,6 +61,11 @@ def export_saved_model(model: str, dst: str) -> str:
         builder.save()
         _write_extras(os.path.join(folder, "assets.extra"), source)
     return dst
+
+
+def _old_variable(getter: Any, *args: Any, **options: Any) -> Any:
+    """A variable of the kind that every TensorFlow loads: a resource variable has attributes that older ones refuse."""
+    return getter(*args, **dict(options, use_resource=False))
 
 
 def _build(tf: Any, source: ModelFolder) -> Any:
