@@ -20,6 +20,7 @@ from ftbert.checkpoint import (
     strip_optimizer,
     to_bf16,
     to_fp16,
+    to_fp32,
 )
 from ftbert.checkpoint.optimizer_names import optimizer_tensors
 from ftbert.checkpoint.rounding import measure_rounding, round_to_bfloat16
@@ -246,6 +247,27 @@ def test_casting_is_refused_where_there_is_nothing_to_cast(tmp_path):
     source = write(tmp_path / "a.ckpt", {"w": np.ones(2, np.float16)})
     with pytest.raises(CheckpointError, match="expected float32 tensors to convert, found only float16"):
         to_fp16(source, str(tmp_path / "b.ckpt"))
+
+
+def test_to_fp32_widens_exactly(tmp_path):
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    finite = patterns[np.isfinite(patterns.view(np.float16))]
+    brain = patterns[(patterns & 0x7F80) != 0x7F80]
+    tensors = {"half": finite.view(np.float16), "brain": brain, "single": np.ones(3, np.float32), "n": np.arange(2)}
+    report = to_fp32(write(tmp_path / "a.ckpt", tensors), str(tmp_path / "b.ckpt"))
+    assert {tensor.name for tensor in report.tensors} == {"half", "brain"} and report.unchanged == ("n", "single")
+    assert report.largest_error == 0.0 and "to float32" in str(report)
+    wide = read_all(tmp_path / "b.ckpt")
+    assert {name: array.dtype.name for name, array in wide.items()} == {
+        "half": "float32",
+        "brain": "float32",
+        "single": "float32",
+        "n": "int64",
+    }
+    np.testing.assert_array_equal(wide["half"].astype(np.float16).view(np.uint16), finite)
+    np.testing.assert_array_equal(round_to_bfloat16(wide["brain"]), brain)
+    with pytest.raises(CheckpointError, match="expected bfloat16 or float16 tensors to convert, found only float32"):
+        to_fp32(write(tmp_path / "c.ckpt", {"w": np.ones(2, np.float32)}), str(tmp_path / "d.ckpt"))
 
 
 def test_casting_a_folder_updates_its_type(tmp_path):

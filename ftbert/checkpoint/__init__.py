@@ -1,6 +1,6 @@
 """Checkpoints and model folders: read and written without TensorFlow."""
 
-from ftbert.checkpoint.cast import CastReport, to_bf16, to_fp16
+from ftbert.checkpoint.cast import CastReport, to_bf16, to_fp16, to_fp32
 from ftbert.checkpoint.convert import ConvertReport, convert
 from ftbert.checkpoint.model_folder import ModelFolder, load_model_folder
 from ftbert.checkpoint.readers import CheckpointReader, as_float32, find_checkpoint, open_checkpoint
@@ -28,4 +28,5 @@ __all__ = [
     "strip_optimizer",
     "to_bf16",
     "to_fp16",
+    "to_fp32",
 ]

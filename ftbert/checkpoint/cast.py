@@ -1,28 +1,30 @@
-"""Checkpoints in half precision, with an account of what rounding cost."""
+"""Checkpoints in half precision, with an account of what rounding cost, and back."""
 
 import os
-from typing import Callable, List, NamedTuple, Tuple
+from typing import Callable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
 from ftbert.checkpoint.optimizer_names import optimizer_tensors
-from ftbert.checkpoint.readers import CheckpointReader, find_checkpoint
+from ftbert.checkpoint.readers import CheckpointReader, as_float32, find_checkpoint
 from ftbert.checkpoint.rounding import RoundedTensor, measure_rounding, worst
 from ftbert.checkpoint.safetensors_writer import TensorSpec
 from ftbert.checkpoint.streams import format_bytes, rewrite, tensor_specs, update_dtype
 from ftbert.errors import CheckpointError
 
-__all__ = ["CastReport", "to_bf16", "to_fp16"]
+__all__ = ["CastReport", "to_bf16", "to_fp16", "to_fp32"]
+
+_HALVES = ("bfloat16", "float16")
 
 
 class CastReport(NamedTuple):
-    """What `to_fp16` or `to_bf16` did; as text, a summary with the tensors that lost most.
+    """What `to_fp16`, `to_bf16` or `to_fp32` did; as text, a summary with the tensors that lost most.
 
     Attributes:
         source, destination: the checkpoint read, and `dst` as given.
-        dtype: "float16" or "bfloat16".
+        dtype: "float16", "bfloat16" or "float32".
         tensors: one record per converted tensor: overflows, underflows, largest relative error.
-        unchanged: names of tensors that were not float32 and were copied.
+        unchanged: names of tensors of other types, which were copied.
         optimizer: names among the converted that only training needs.
         bytes_before, bytes_after: sizes of all values.
     """
@@ -71,7 +73,7 @@ class CastReport(NamedTuple):
                 "  %s: %d overflowed, %d vanished, largest relative error %.3g"
                 % (tensor.name, tensor.overflows, tensor.underflows, tensor.largest_error)
             )
-        if self.optimizer:
+        if self.optimizer and self.dtype != "float32":
             lines.append(
                 "%d of them only training needs, and half precision spoils them: strip_optimizer first."
                 % len(self.optimizer)
@@ -101,20 +103,76 @@ def to_bf16(src: str, dst: str, allow_overflow: bool = False) -> CastReport:
     return _cast(src, dst, "bfloat16", allow_overflow)
 
 
-def _cast(src: str, dst: str, dtype: str, allow_overflow: bool) -> CastReport:
-    tensors: List[RoundedTensor] = []
+def to_fp32(src: str, dst: str) -> CastReport:
+    """Writes a checkpoint whose float16 and bfloat16 tensors are float32, each number the same; others are copied.
+
+    tf.train.Saver wants a checkpoint of the graph's own types: this brings one in half precision to a float32 graph.
+
+    Args:
+        src: a TensorFlow prefix, a .safetensors file, or a folder with one of them. The source is not changed.
+        dst: a new checkpoint, or a new folder when `src` is one. Written whole, or left as it was on any failure.
+
+    Raises:
+        CheckpointError: `src` cannot be read or holds no half precision, or `dst` cannot be written.
+    """
+    widened: List[str] = []
+
+    def change(name: str, array: np.ndarray, stored: str) -> Tuple[np.ndarray, bool]:
+        if stored not in _HALVES:
+            return array, False
+        widened.append(name)
+        return as_float32(array, stored == "bfloat16"), False
+
+    reader, names = rewrite(src, dst, _having(_HALVES), _retyped(_HALVES, "float32"), change, _dtype_updater("float32"))
+    tensors = [RoundedTensor(name, int(np.prod(reader.shape(name), dtype=np.int64)), 0, 0, 0.0, 0) for name in widened]
+    return _report(src, dst, "float32", reader, names, tensors, _HALVES)
+
+
+def _having(dtypes: Sequence[str]) -> Callable[[CheckpointReader], List[str]]:
+    """Keeps every tensor of a checkpoint that holds at least one of these types."""
 
     def choose(reader: CheckpointReader) -> List[str]:
         names = reader.names()
-        if names and not any(reader.dtype(name) == "float32" for name in names):
-            found = sorted({reader.dtype(name) for name in names})
+        found = sorted({reader.dtype(name) for name in names})
+        if found and not set(found) & set(dtypes):
             raise CheckpointError(
-                "%s: expected float32 tensors to convert, found only %s." % (reader.path, ", ".join(found))
+                "%s: expected %s tensors to convert, found only %s."
+                % (reader.path, " or ".join(dtypes), ", ".join(found))
             )
         return names
 
-    def specs(before: List[TensorSpec]) -> List[TensorSpec]:
-        return [spec._replace(dtype=dtype) if spec.dtype == "float32" else spec for spec in before]
+    return choose
+
+
+def _retyped(dtypes: Sequence[str], dtype: str) -> Callable[[List[TensorSpec]], List[TensorSpec]]:
+    return lambda specs: [spec._replace(dtype=dtype) if spec.dtype in dtypes else spec for spec in specs]
+
+
+def _report(
+    src: str,
+    dst: str,
+    dtype: str,
+    reader: CheckpointReader,
+    names: List[str],
+    tensors: List[RoundedTensor],
+    dtypes: Sequence[str],
+) -> CastReport:
+    before = tensor_specs(reader, names)
+    converted = frozenset(tensor.name for tensor in tensors)
+    return CastReport(
+        find_checkpoint(src),
+        os.fspath(dst),
+        dtype,
+        tuple(tensors),
+        tuple(name for name in names if name not in converted),
+        tuple(name for name in optimizer_tensors(names) if name in converted),
+        sum(spec.nbytes for spec in before),
+        sum(spec.nbytes for spec in _retyped(dtypes, dtype)(before)),
+    )
+
+
+def _cast(src: str, dst: str, dtype: str, allow_overflow: bool) -> CastReport:
+    tensors: List[RoundedTensor] = []
 
     def change(name: str, array: np.ndarray, stored: str) -> Tuple[np.ndarray, bool]:
         if stored != "float32":
@@ -137,19 +195,10 @@ def _cast(src: str, dst: str, dtype: str, allow_overflow: bool) -> CastReport:
         tensors.append(tensor)
         return rounded, dtype == "bfloat16"
 
-    reader, names = rewrite(src, dst, choose, specs, change, _dtype_updater(dtype))
-    before = tensor_specs(reader, names)
-    converted = frozenset(tensor.name for tensor in tensors)
-    return CastReport(
-        find_checkpoint(src),
-        os.fspath(dst),
-        dtype,
-        tuple(tensors),
-        tuple(name for name in names if name not in converted),
-        tuple(name for name in optimizer_tensors(names) if name in converted),
-        sum(spec.nbytes for spec in before),
-        sum(spec.nbytes for spec in specs(before)),
+    reader, names = rewrite(
+        src, dst, _having(("float32",)), _retyped(("float32",), dtype), change, _dtype_updater(dtype)
     )
+    return _report(src, dst, dtype, reader, names, tensors, ("float32",))
 
 
 def _dtype_updater(dtype: str) -> Callable[[str], None]:

@@ -38,6 +38,7 @@ SLOT_SUFFIXES = (
     "Ftrl",
     "Ftrl_1",
     "accum_grad",
+    "accumulated",
     "gradient_accumulator",
     "ExponentialMovingAverage",
     "Adam/m",

@@ -16,9 +16,9 @@ def export_saved_model(model: str, dst: str) -> str:
     """Writes a SavedModel that any TensorFlow from 1.14 on loads without ftbert.
 
     Signature "serving_default": int32 (B, S) input_ids, input_mask (1 for tokens, 0 for padding) and segment_ids;
-    float32 outputs logits and probabilities (B, C), or sequence_output (B, S, H) and pooled_output (B, H) where there is
-    no classifier. Weights are float32, whatever they were. assets.extra holds vocab.txt, labels.txt and settings.json,
-    because the SavedModel reads token ids, not text.
+    float32 outputs logits and probabilities (B, C), or, where there is no classifier, sequence_output (B, S, H) and
+    pooled_output (B, H). Weights are float32, whatever they were. assets.extra holds vocab.txt, labels.txt and
+    settings.json: the SavedModel reads token ids, not text.
 
     Args:
         model: a model folder of any kind that `FastBertClassifier.load` reads.
