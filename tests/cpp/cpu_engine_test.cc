@@ -33,7 +33,7 @@ Config Model(int32_t hidden, int32_t heads, int32_t intermediate, int32_t layers
 }
 
 bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 // Values are of order 1 after layer norm; fp32 sums of up to 3,072 terms over the layers stay within this.
