@@ -28,9 +28,9 @@ class Gate:
         # First the process: in a forked child the lock may be held by a thread that is not there.
         if os.getpid() != self._process:
             raise ClosedError(
-                "This classifier was loaded in process %d and does not live on in a forked child (%d): its threads and its "
-                "device stay with the parent. Load the model in the child, or start children with multiprocessing's "
-                "'spawn'." % (self._process, os.getpid())
+                "This classifier was loaded in process %d and does not live on in a forked child (%d): its threads and "
+                "its device stay with the parent. Load the model in the child, or start children with "
+                "multiprocessing's 'spawn'." % (self._process, os.getpid())
             )
         if self.closed:
             raise ClosedError("This classifier was closed. Load the model again.")

@@ -57,7 +57,7 @@ class Prediction:
 
 
 def scores_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Softmax over the labels of each row for "single_label", else a sigmoid of each: float32 (B, C) -> float32 (B, C)."""
+    """Softmax over each row's labels for "single_label", else a sigmoid of each: float32 (B, C) -> float32 (B, C)."""
     if problem_type == "multi_label":
         # Two forms of one function, each without overflow where it is used.
         exponentials = np.exp(-np.abs(logits))

@@ -72,15 +72,16 @@ class FastBertClassifier:
         """Loads a model, warms it up, and returns it ready to answer.
 
         Args:
-            path: a folder of ours, google-research/bert's, run_classifier's output or Hugging Face's; or a checkpoint in it.
+            path: a folder of ours, google-research/bert's, run_classifier's output or Hugging Face's; or a checkpoint
+                in it.
             device: "auto" (a usable CUDA card, else the CPU), "cpu", "cuda" or "cuda:<index>".
-            precision: "fp32", "bf16", "fp16", "int8", "fp8"; "auto": fp16 on a card and fp32 on the CPU, or lower where the
-                folder records that it was checked.
+            precision: "fp32", "bf16", "fp16", "int8", "fp8"; "auto": fp16 on a card and fp32 on the CPU, or lower
+                where the folder records that it was checked.
             max_length: the longest row in tokens; None: the folder's, else as many as the model has positions.
             truncation: "error", "head", "tail" or "head+tail"; None: the folder's, else "head".
             threads: CPU threads; None: what the process may use.
-            runtime: "session" (the engine as a TensorFlow op), "direct" (the same engine, no TensorFlow in the process),
-                "tensorflow" (the same model in plain TensorFlow, to compare with).
+            runtime: "session" (the engine as a TensorFlow op), "direct" (the same engine, no TensorFlow in the
+                process), "tensorflow" (the same model in plain TensorFlow, to compare with).
             devices: "all" or a list: a copy of the model on each, batches spread over them.
             batch_tokens: tokens in one batch; None: what suits the device.
             lower_case: overrides what the folder says of its tokenizer.
@@ -186,8 +187,8 @@ class FastBertClassifier:
 
         Args:
             texts: strings and pairs.
-            pooling: "pooled" (tanh pooler over the first token, what the classifier sees), "first" (the first token's last
-                state), "mean" (the mean of all tokens' last states, as sentence encoders use it).
+            pooling: "pooled" (tanh pooler over the first token, what the classifier sees), "first" (the first token's
+                last state), "mean" (the mean of all tokens' last states, as sentence encoders use it).
             batch_tokens: tokens in one batch; None: as loaded.
             progress: as in `predict`.
         """
@@ -254,8 +255,8 @@ class FastBertClassifier:
     def _check_output(self, want: str) -> None:
         if want == "logits" and not self.labels:
             raise UnavailableError(
-                "%s has no classifier (output_weights): it can encode(), not predict(). Fine-tune it first (ftbert finetune "
-                "--pretrained %s --train ...)." % (self.folder.path, self.folder.path)
+                "%s has no classifier (output_weights): it can encode(), not predict(). Fine-tune it first (ftbert "
+                "finetune --pretrained %s --train ...)." % (self.folder.path, self.folder.path)
             )
 
     def _check_pooling(self, pooling: str) -> str:
@@ -276,8 +277,8 @@ class FastBertClassifier:
             return [runtime.describe() for runtime in self._runtimes]
 
     def tune(self, token_counts: Optional[Sequence[int]] = None) -> float:
-        """Searches the fastest kernels for batches of these many tokens and remembers them; answers stay the same to within
-        the precision's rounding. Nothing to do on a CPU.
+        """Searches the fastest kernels for batches of these many tokens and remembers them; answers stay the same to
+        within the precision's rounding. Nothing to do on a CPU.
 
         Args:
             token_counts: None: from 16 to `batch_tokens`.

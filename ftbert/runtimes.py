@@ -51,7 +51,7 @@ class DirectRuntime:
 
 
 class SessionRuntime:
-    """The native engine as an op: one graph, one session, one prepared callable for each output, for the object's life."""
+    """The native engine as an op: one graph, one session, one prepared call for each output, for the object's life."""
 
     def __init__(self, folder: ModelFolder, device: str, precision: str, threads: int) -> None:
         from ftbert._ops.tensorflow_op import load_tensorflow_op
@@ -264,9 +264,9 @@ def build_runtimes(
 ) -> Tuple[List[Any], str]:
     """The model on each device, and the precision that it runs in.
 
-    "auto" is the precision that the folder records as checked for this kind of device, else fp16 on a card and fp32 on a
-    CPU. A checked precision that this machine lacks is replaced by that default with a warning; one asked for by name is
-    never replaced.
+    "auto" is the precision that the folder records as checked for this kind of device, else fp16 on a card and fp32 on
+    a CPU. A checked precision that this machine lacks is replaced by that default with a warning; one asked for by name
+    is never replaced.
     """
     kind = device_kind(devices[0])
     default = "fp16" if kind == "cuda" else "fp32"

@@ -29,8 +29,8 @@ class Answered(NamedTuple):
 
 
 class EnginePool:
-    """Runs batches on one or more engines. Each engine has `workers` threads, so that one batch's copies overlap another's
-    computation; a free thread takes the next batch, so a faster device takes more of them.
+    """Runs batches on one or more engines. Each engine has `workers` threads, so that one batch's copies overlap
+    another's computation; a free thread takes the next batch, so a faster device takes more of them.
 
     Args:
         runs: a function for each engine, from a batch and the name of an output to its rows.
@@ -97,7 +97,7 @@ def _finish(pending: _Pending) -> Answered:
 
 
 def answer_chunks(encoded: Iterable[Encoded], pool: EnginePool, want: str, batch_tokens: int) -> Iterator[Answered]:
-    """Runs chunks of encoded texts; results come in order, and the next chunk is in the engine before one is returned."""
+    """Runs chunks of encoded texts. Results come in order; the next chunk is in the engine before one is returned."""
     pending: Deque[_Pending] = collections.deque()
     try:
         for chunk in encoded:

@@ -1,16 +1,15 @@
 """Text to token ids, exactly as google-research/bert's BasicTokenizer and WordPiece do it, in parallel.
 
 The work is done by the Rust library `tokenizers`. Its BERT normalizer differs from google's code for private-use
-characters, scripts younger than its Unicode tables, one block of rare Chinese characters and the Greek final sigma. So a
-text goes to it whole when all its characters are ones on which the two agree (`_PLAIN`, every common script); any other
-text is first split into words here, by google's rules and this Python's Unicode tables, and only cut into pieces there.
-Texts never contain special tokens: "[SEP]" typed by a user is five characters of text.
+characters, scripts younger than its Unicode tables, one block of rare Chinese characters and the Greek final sigma. So
+a text goes to it whole when all its characters are ones on which the two agree (`_PLAIN`, every common script); any
+other text is first split into words here, by google's rules and this Python's Unicode tables, and only cut into pieces
+there. Texts never contain special tokens: "[SEP]" typed by a user is five characters of text.
 """
 
 import itertools
 import os
 import re
-import unicodedata
 import warnings
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -19,26 +18,25 @@ import numpy as np
 from ftbert.batching import PackedBatch
 from ftbert.errors import CheckpointError, ConfigError, InputError
 from ftbert.vocabulary import GOOGLE_WORD_CHARS, read_tokenizer_settings, read_vocab
+from ftbert.words import WordSplitter
 
 __all__ = ["TRUNCATIONS", "Encoded", "Text", "Tokenizer", "check_texts"]
 
 Text = Union[str, Tuple[str, str]]
 
-# What happens to a text longer than max_length: refuse it, or keep its beginning, its end, or a quarter of the room from
-# its beginning and the rest from its end (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?").
+# What happens to a text longer than max_length: refuse it, or keep its beginning, its end, or a quarter of the room
+# from its beginning and the rest from its end (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?").
 TRUNCATIONS = ("error", "head", "tail", "head+tail")
 
 # Characters on which the Rust library and google's code agree, alone and in any order (tests prove it for every one).
 _PLAIN = re.compile(
-    "[\x00-\x7f\xa0-\u024f\u0250-\u02ff\u0391-\u03a1\u03a4-\u03a9\u03ac-\u03ce\u0400-\u0482\u048a-\u052f\u05d0-\u05ea"
-    "\u0621-\u064a\u0660-\u0669\u1e00-\u1eff\u2000-\u205e\u20a0-\u20bf\u2100-\u218b\u2190-\u23ff\u2460-\u2bff\u3000-\u3029"
-    "\u3030-\u3096\u309b-\u30ff\u3105-\u312f\u3131-\u318e\u3200-\u33ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff"
-    "\ufe0f\ufe30-\ufe4f\uff01-\uffee\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001f9ff]*"
+    "[\x00-\x7f\xa0-\u02ff\u0391-\u03a1\u03a4-\u03a9\u03ac-\u03ce\u0400-\u0482\u048a-\u052f\u05d0-\u05ea\u0621-\u064a"
+    "\u0660-\u0669\u1e00-\u1eff\u2000-\u205e\u20a0-\u20bf\u2100-\u218b\u2190-\u23ff\u2460-\u2bff\u3000-\u3029"
+    "\u3030-\u3096\u309b-\u30ff\u3105-\u312f\u3131-\u318e\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe0f"
+    "\ufe30-\ufe4f\uff01-\uffee\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001f9ff]*"
 )
 
 _CHUNK = 4096  # texts handed to the Rust threads at once: bounds what their result objects hold
-
-_NOT_IN_VOCAB = "\uffff"  # stands for a lone surrogate, which no UTF-8 vocabulary can contain
 
 
 class Encoded(NamedTuple):
@@ -105,64 +103,6 @@ def check_texts(texts: Any, first_index: int = 0) -> List[Text]:
     return texts
 
 
-def _is_chinese(code: int) -> bool:
-    """The blocks that google-research/bert names in _is_chinese_char."""
-    return (
-        0x4E00 <= code <= 0x9FFF
-        or 0x3400 <= code <= 0x4DBF
-        or 0x20000 <= code <= 0x2A6DF
-        or 0x2A700 <= code <= 0x2B73F
-        or 0x2B740 <= code <= 0x2B81F
-        or 0x2B820 <= code <= 0x2CEAF
-        or 0xF900 <= code <= 0xFAFF
-        or 0x2F800 <= code <= 0x2FA1F
-    )
-
-
-class _Cleaner(Dict[int, str]):
-    """For str.translate: drops control characters, turns white space into ' ', sets Chinese characters apart."""
-
-    def __init__(self, chinese_chars: bool) -> None:
-        super().__init__()
-        self._chinese_chars = chinese_chars
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        category = unicodedata.category(char)
-        if char in " \t\n\r" or category == "Zs":
-            value = " "
-        elif code in (0, 0xFFFD) or category in ("Cc", "Cf"):
-            value = ""
-        elif category == "Cs":
-            value = _NOT_IN_VOCAB
-        elif self._chinese_chars and _is_chinese(code):
-            value = " " + char + " "
-        else:
-            value = char
-        self[code] = value
-        return value
-
-
-class _AccentStripper(Dict[int, str]):
-    """For str.translate after NFD: drops combining marks."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        self[code] = value = "" if unicodedata.category(char) == "Mn" else char
-        return value
-
-
-class _PunctuationSplitter(Dict[int, str]):
-    """For str.translate: sets punctuation apart; every ASCII symbol counts as such."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        ascii_symbol = 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126
-        apart = ascii_symbol or unicodedata.category(char).startswith("P")
-        self[code] = value = " " + char + " " if apart else char
-        return value
-
-
 class Tokenizer:
     """BERT's tokenizer. Thread-safe; `encode` lets go of the GIL while the Rust threads work."""
 
@@ -218,22 +158,20 @@ class Tokenizer:
         self._whole.pre_tokenizer = BertPreTokenizer()
         self._words = RustTokenizer(model)
         self._words.pre_tokenizer = CharDelimiterSplit(" ")
-        self._clean = _Cleaner(self.chinese_chars)
-        self._strip = _AccentStripper()
-        self._punctuate = _PunctuationSplitter()
+        self._splitter = WordSplitter(self.lower_case, self.strip_accents, self.chinese_chars)
 
     def _warn_of_contradiction(self, upper: int, lower: int) -> None:
         """`upper`, `lower`: pieces with such ASCII letters. Chinese vocabularies have few of either."""
         if self.lower_case and upper > 20 and upper * 20 > lower:
             warnings.warn(
-                "lower_case is on, but %d of %d pieces have upper-case letters, which can then never match: this looks like "
-                "a cased vocabulary." % (upper, len(self.vocab)),
+                "lower_case is on, but %d of %d pieces have upper-case letters, which can then never match: this looks "
+                "like a cased vocabulary." % (upper, len(self.vocab)),
                 stacklevel=4,
             )
         elif not self.lower_case and upper == 0 and lower > 20:
             warnings.warn(
-                "lower_case is off, but none of %d pieces has an upper-case letter, so that every capital becomes [UNK]: "
-                "this looks like an uncased vocabulary." % len(self.vocab),
+                "lower_case is off, but none of %d pieces has an upper-case letter, so that every capital becomes "
+                "[UNK]: this looks like an uncased vocabulary." % len(self.vocab),
                 stacklevel=4,
             )
 
@@ -250,7 +188,8 @@ class Tokenizer:
 
         Args:
             folder: holds vocab.txt or tokenizer.json.
-            lower_case: None: as ftbert.json, tokenizer_config.json or tokenizer.json says; if none does, as the pieces look.
+            lower_case: None: as ftbert.json, tokenizer_config.json or tokenizer.json says; if none does, as the pieces
+                look.
 
         Raises:
             CheckpointError: no vocabulary there, or not BERT's.
@@ -279,15 +218,6 @@ class Tokenizer:
         with open(os.path.join(os.fspath(folder), "vocab.txt"), "w", encoding="utf-8", newline="\n") as file:
             file.write("".join(piece + "\n" for piece in self.vocab))
 
-    def split_words(self, text: str) -> List[str]:
-        """The words that WordPiece cuts: google-research/bert's BasicTokenizer, by this Python's Unicode tables."""
-        words = text.translate(self._clean).split()
-        if self.lower_case:
-            words = [word.lower() for word in words]
-        if self.strip_accents:
-            words = [unicodedata.normalize("NFD", word).translate(self._strip) for word in words]
-        return " ".join(words).translate(self._punctuate).split()
-
     def pieces(self, text: Text) -> List[str]:
         """The word pieces of one text, without special tokens and without truncation."""
         ids = self._piece_ids([text] if isinstance(text, str) else list(text))
@@ -299,7 +229,7 @@ class Tokenizer:
         if joined.isascii() or _PLAIN.fullmatch(joined):
             return _run(self._whole, texts)
         odd = [index for index, text in enumerate(texts) if not _PLAIN.fullmatch(text)]
-        by_words = iter(_run(self._words, [" ".join(self.split_words(texts[index])) for index in odd]))
+        by_words = iter(_run(self._words, [" ".join(self._splitter.split(texts[index])) for index in odd]))
         odd_set = set(odd)
         whole = iter(_run(self._whole, [text for index, text in enumerate(texts) if index not in odd_set]))
         return [next(by_words) if index in odd_set else next(whole) for index in range(len(texts))]
@@ -312,7 +242,8 @@ class Tokenizer:
         Args:
             texts: B strings or pairs of strings. An empty text is [CLS] [SEP].
             max_length: the longest row, special tokens included; at least 3.
-            truncation: one of `TRUNCATIONS`. The longer text of a pair is shortened first, as google-research/bert does.
+            truncation: one of `TRUNCATIONS`. The longer text of a pair is shortened first, as google-research/bert
+                does.
             first_index: the number of the first text, for messages.
 
         Raises:
@@ -360,10 +291,11 @@ class Tokenizer:
             index = int(np.argmax(truncated))
             needed = int((first + second - room)[index]) + max_length
             raise InputError(
-                "texts[%d]: expected at most %d tokens, got %d (%s...). Shorten it, or choose truncation='head', 'tail' or "
-                "'head+tail'." % (first_index + index, max_length, needed, repr(texts[index])[:60])
+                "texts[%d]: expected at most %d tokens, got %d (%s...). Shorten it, or choose truncation='head', "
+                "'tail' or 'head+tail'." % (first_index + index, max_length, needed, repr(texts[index])[:60])
             )
-        # The longer text loses pieces until both fit: the closed form of google's loop, where at a tie the second loses.
+        # The longer text loses pieces until both fit: the closed form of google's loop, where at a tie the second
+        # loses.
         kept_first = np.where(truncated, np.minimum(first, np.maximum(room - second, room - room // 2)), first)
         kept_second = np.where(truncated, room - kept_first, second)
 
@@ -412,7 +344,7 @@ def _copy_kept(
     places: np.ndarray,
     truncation: str,
 ) -> None:
-    """Copies the pieces of each text that stay to their places: `head` of them from its start, the rest from its end."""
+    """Copies the pieces that stay to their places: `head` of each text from its start, the rest from its end."""
     if truncation in ("head", "error"):
         head = kept
     elif truncation == "tail":

@@ -87,8 +87,8 @@ def read_tokenizer_settings(folder: str) -> Tuple[List[str], Dict[str, Any]]:
         vocab = _vocab_of_tokenizer_json(json_path, model)
     else:
         raise CheckpointError(
-            "%s: expected vocab.txt or tokenizer.json. Copy it from the folder of the model that this one was trained from."
-            % folder
+            "%s: expected vocab.txt or tokenizer.json. Copy it from the folder of the model that this one was trained "
+            "from." % folder
         )
     normalizer = rust.get("normalizer") or {}
 

@@ -7,7 +7,7 @@ from the front of a long message if they are added (XOR) at three places further
 message fold away in whole-array XORs; the rest goes through a table of every byte value at every position of a block.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -19,7 +19,7 @@ _SPAN = _HIGH - _MIDDLE  # words that may be folded at once without reading a wo
 _WINDOW = 1 << 17  # words folded per round: 1 MB, so that the work stays in cache
 _BLOCK = 1024  # bytes per table block
 
-_table = None  # type: Optional[np.ndarray]
+_table: Optional[np.ndarray] = None
 
 
 def _position_table() -> np.ndarray:
@@ -39,7 +39,7 @@ def _position_table() -> np.ndarray:
 
 
 def _fold(data: np.ndarray) -> np.ndarray:
-    """A message of fewer than _HIGH words (and 8 bytes) with the remainder of `data` (uint8, its first 4 bytes flipped)."""
+    """A message of _HIGH words and up to 7 bytes with the remainder of `data` (uint8) after its first 4 are flipped."""
     carry = np.zeros(_HIGH, np.uint64)
     whole = len(data) // 8
     words = data[: whole * 8].view(np.uint64)
@@ -78,16 +78,17 @@ def _remainder(message: np.ndarray) -> int:
     return state
 
 
+def _bytes_of(part: Any) -> np.ndarray:
+    return part.reshape(-1).view(np.uint8) if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint8)
+
+
 def crc32c(*parts: object) -> int:
     """CRC-32C of the parts' bytes, one after the other.
 
     Args:
         parts: bytes-like objects, or C-contiguous arrays of any type.
     """
-    arrays = [
-        part.reshape(-1).view(np.uint8) if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint8)  # type: ignore
-        for part in parts
-    ]
+    arrays = [_bytes_of(part) for part in parts]
     data = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     if len(data) > _HIGH * 16:
         return _remainder(_fold(data)) ^ 0xFFFFFFFF

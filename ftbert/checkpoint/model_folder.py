@@ -57,7 +57,8 @@ class ModelFolder:
         has_pooler: whether bert/pooler/dense is there.
         max_length: the longest row the folder recommends, special tokens included, or None.
         truncation: what the folder recommends for longer texts, or None.
-        precision_checked: device ("cpu", "cuda") -> the precision lower than the default that was checked on real texts.
+        precision_checked: device ("cpu", "cuda") -> the precision lower than the default that was checked on real
+            texts.
         reader: the checkpoint.
         settings: ftbert.json as it stands, {} elsewhere.
     """
@@ -129,11 +130,11 @@ class ModelFolder:
             ("vocabulary", str(config.vocab_size)),
             ("positions", str(config.max_position_embeddings)),
             ("weights", "%s numbers, %s" % (format(count, ","), " and ".join(types))),
-            ("labels", "%d: %s" % (self.num_labels, shown) if self.num_labels else "none: an encoder without a classifier"),
+            ("labels", "%d: %s" % (self.num_labels, shown) if self.labels else "none: an encoder without a classifier"),
             ("problem type", self.problem_type),
             ("max length", str(self.max_length or config.max_position_embeddings)),
             ("truncation", self.truncation or "head"),
-            ("checked precision", ", ".join("%s: %s" % item for item in sorted(self.precision_checked.items())) or "none"),
+            ("checked precision", ", ".join(map(": ".join, sorted(self.precision_checked.items()))) or "none"),
         ]  # fmt: skip
 
 
@@ -156,10 +157,14 @@ def _listed(title: str, lines: List[str]) -> str:
 
 
 def _check(
-    reader: CheckpointReader, expected: Dict[str, Tuple[int, ...]], sources: Dict[str, Source], ignored: Any, remedy: str
+    reader: CheckpointReader,
+    expected: Dict[str, Tuple[int, ...]],
+    sources: Dict[str, Source],
+    ignored: Any,
+    remedy: str,
 ) -> Dict[str, _Place]:
     """Finds every expected weight; raises one error that lists all that is missing, unexpected or misshapen."""
-    present = dict.fromkeys(reader.names())  # type: Dict[str, object]
+    present: Dict[str, object] = dict.fromkeys(reader.names())
     places, missing, misshapen = {}, [], []
     used = set()
     for name, shape in expected.items():
@@ -218,8 +223,8 @@ def _load_google(folder: str, reader: CheckpointReader, settings: Dict[str, Any]
     config_path = os.path.join(folder, "bert_config.json")
     if not os.path.exists(config_path):
         raise CheckpointError(
-            "%s: expected bert_config.json beside the checkpoint. run_classifier does not copy it: copy bert_config.json and "
-            "vocab.txt from the folder of the pretrained model." % folder
+            "%s: expected bert_config.json beside the checkpoint. run_classifier does not copy it: copy "
+            "bert_config.json and vocab.txt from the folder of the pretrained model." % folder
         )
     config = BertConfig.from_json_file(config_path, kind)
     weights = set(reader.names())
@@ -240,7 +245,9 @@ def _load_google(folder: str, reader: CheckpointReader, settings: Dict[str, Any]
     )
     problem_type = settings.get("problem_type", "single_label")
     if problem_type not in ("single_label", "multi_label"):
-        raise CheckpointError("%s: problem_type: expected single_label or multi_label, got %r." % (folder, problem_type))
+        raise CheckpointError(
+            "%s: problem_type: expected single_label or multi_label, got %r." % (folder, problem_type)
+        )
     labels = _read_labels(os.path.join(folder, "labels.txt"), count) if count else []
     return ModelFolder(folder, kind, config, reader, places, labels, problem_type, settings)
 
@@ -265,8 +272,8 @@ def _huggingface_problem(values: Dict[str, Any], count: int, path: str) -> str:
     problem = values.get("problem_type")
     if count and (problem == "regression" or (problem is None and count == 1)):
         raise CheckpointError(
-            "%s: this model predicts a number, not a label (problem_type %r, %d label). For a score between 0 and 1 set "
-            '"problem_type": "multi_label_classification" in it.' % (path, problem, count)
+            "%s: this model predicts a number, not a label (problem_type %r, %d label). For a score between 0 and 1 "
+            'set "problem_type": "multi_label_classification" in it.' % (path, problem, count)
         )
     if problem not in _PROBLEM_TYPES:
         raise CheckpointError(
@@ -288,7 +295,8 @@ def _load_huggingface(folder: str, reader: CheckpointReader) -> ModelFolder:
     for architecture in values.get("architectures") or []:
         if architecture in ("BertForTokenClassification", "BertForQuestionAnswering", "BertForMultipleChoice"):
             raise CheckpointError(
-                "%s: %s does not classify texts. Expected BertForSequenceClassification or an encoder." % (path, architecture)
+                "%s: %s does not classify texts. Expected BertForSequenceClassification or an encoder."
+                % (path, architecture)
             )
     names = set(reader.names())
     embeddings = "embeddings.word_embeddings.weight"

@@ -62,8 +62,8 @@ _IGNORED_GOOGLE = re.compile(r"cls/(predictions|seq_relationship)/")
 
 # Scalars of training loops. A slot of an optimizer is called <weight>/<slot>, see is_ignored_google.
 _TRAINING_SCALARS = re.compile(
-    r"(.*/)?(global_step|beta1_power|beta2_power|learning_rate|loss_scale|current_loss_scale|good_steps|num_good_steps|step|"
-    r"save_counter|_CHECKPOINTABLE_OBJECT_GRAPH)(:0)?$"
+    r"(.*/)?(global_step|beta1_power|beta2_power|learning_rate|loss_scale|current_loss_scale|good_steps|"
+    r"num_good_steps|step|save_counter|_CHECKPOINTABLE_OBJECT_GRAPH)(:0)?$"
 )
 
 
@@ -96,7 +96,7 @@ def weight_shapes(
         "bert/embeddings/position_embeddings": (config.max_position_embeddings, hidden),
         "bert/embeddings/token_type_embeddings": (config.type_vocab_size, hidden),
     }
-    shapes = collections.OrderedDict()  # type: collections.OrderedDict[str, Tuple[int, ...]]
+    shapes: collections.OrderedDict[str, Tuple[int, ...]] = collections.OrderedDict()
     for name, _ in _google_names(config.num_hidden_layers):
         if name in special:
             shapes[name] = special[name]
@@ -127,7 +127,7 @@ def huggingface_names(
         prefix: before the encoder's and the pooler's names: "bert." in a classifier, "" in a bare encoder.
         classifier_prefix: before the classifier's.
     """
-    names = collections.OrderedDict()  # type: collections.OrderedDict[str, Source]
+    names: collections.OrderedDict[str, Source] = collections.OrderedDict()
     for google, other in list(_google_names(num_layers)) + list(_POOLER):
         names[google] = Source(prefix + other, google.endswith("/kernel"))
     for google, other in _CLASSIFIER:
@@ -141,7 +141,7 @@ def is_ignored_huggingface(name: str) -> bool:
 
 
 def is_ignored_google(name: str, weights: Set[str]) -> bool:
-    """Whether a variable of a TensorFlow checkpoint is a pretraining head or a training loop's own, and may be passed over.
+    """Whether a TensorFlow checkpoint's variable is a pretraining head or a training loop's own: to be passed over.
 
     Args:
         name: the variable.

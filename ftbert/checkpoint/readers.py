@@ -16,8 +16,8 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 class CheckpointReader:
     """Named tensors of one checkpoint, read one by one.
 
-    `dtype` is a numpy name ("float32", "float16", "int64" ...) or "bfloat16", or "string". A bfloat16 tensor is read as its
-    uint16 bits, because numpy has no such type; `as_float32` widens it.
+    `dtype` is a numpy name ("float32", "float16", "int64" ...) or "bfloat16", or "string". A bfloat16 tensor is read
+    as its uint16 bits, because numpy has no such type; `as_float32` widens it.
 
     Attributes:
         path: what was opened, for messages: a prefix, a file or a folder.
@@ -40,7 +40,7 @@ class CheckpointReader:
         raise NotImplementedError
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, a read-only view of the file while it is large; its checksum, where the format has one, is verified."""
+        """The tensor, read-only, a view of the file if large; its checksum is verified where the format has one."""
         raise NotImplementedError
 
     def __contains__(self, name: object) -> bool:
@@ -68,7 +68,7 @@ def as_float32(array: np.ndarray, bfloat16: bool = False) -> np.ndarray:
 
 
 def view_file(path: str, offset: int, dtype: "np.dtype", shape: Tuple[int, ...]) -> np.ndarray:
-    """An array over a file's bytes. Large ones are mapped, each by itself, so that dropping the array drops its pages."""
+    """An array of a file's bytes. Large ones are mapped, each by itself, so that dropping one drops its pages."""
     count = int(np.prod(shape, dtype=np.int64))
     size = count * dtype.itemsize
     if size < 1 << 16 or offset % dtype.itemsize:
@@ -77,7 +77,8 @@ def view_file(path: str, offset: int, dtype: "np.dtype", shape: Tuple[int, ...])
             data = file.read(size)
         if len(data) != size:
             raise CheckpointError(
-                "%s: expected %d bytes at %d, the file ends after %d: it is truncated." % (path, size, offset, len(data))
+                "%s: expected %d bytes at %d, the file ends after %d: it is truncated."
+                % (path, size, offset, len(data))
             )
         return np.frombuffer(data, dtype, count).reshape(shape)
     return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
@@ -101,8 +102,8 @@ def _state_file_prefix(folder: str) -> str:
         if os.path.exists(candidate + ".index"):
             return candidate
     raise CheckpointError(
-        "%s names %s, but there is no %s.index in the folder. Copy that checkpoint here, or remove the `checkpoint` file to "
-        "use the newest model.ckpt-* (here: %s)."
+        "%s names %s, but there is no %s.index in the folder. Copy that checkpoint here, or remove the `checkpoint` "
+        "file to use the newest model.ckpt-* (here: %s)."
         % (path, named, os.path.basename(named), ", ".join(sorted(_prefixes(folder))) or "none")
     )
 
@@ -149,10 +150,12 @@ def find_checkpoint(path: str) -> str:
     if not os.path.isdir(path):
         if os.path.isfile(path):
             raise CheckpointError(
-                "%s: expected a checkpoint (prefix with .index and .data files, .safetensors, or a folder), got another "
-                "file." % path
+                "%s: expected a checkpoint (prefix with .index and .data files, .safetensors, or a folder), got "
+                "another file." % path
             )
-        raise CheckpointError("%s: no checkpoint there: neither a folder nor %s.index exists." % (path, os.path.basename(path)))
+        raise CheckpointError(
+            "%s: no checkpoint there: neither a folder nor %s.index exists." % (path, os.path.basename(path))
+        )
     prefix = _state_file_prefix(path)
     if prefix:
         return prefix
@@ -179,8 +182,8 @@ def find_checkpoint(path: str) -> str:
 
 def _pickle_error(path: str) -> CheckpointError:
     return CheckpointError(
-        "%s is a pickle, which can run any code when it is opened: ftbert reads safetensors only. Convert it once, where "
-        "torch is: python -c \"from transformers import AutoModelForSequenceClassification as M; "
+        "%s is a pickle, which can run any code when it is opened: ftbert reads safetensors only. Convert it once, "
+        'where torch is: python -c "from transformers import AutoModelForSequenceClassification as M; '
         "M.from_pretrained('%s').save_pretrained('%s', safe_serialization=True)\""
         % (path, os.path.dirname(path) or ".", os.path.dirname(path) or ".")
     )

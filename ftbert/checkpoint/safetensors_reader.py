@@ -52,8 +52,8 @@ def _read_header(path: str) -> Dict[str, _Tensor]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER
             if length >= _MAX_HEADER or 8 + length > size:
                 raise CheckpointError(
-                    "%s: expected a safetensors file, but its header does not fit into its %d bytes: it is truncated, a "
-                    "download pointer, or something else." % (path, size)
+                    "%s: expected a safetensors file, but its header does not fit into its %d bytes: it is truncated, "
+                    "a download pointer, or something else." % (path, size)
                 )
             header = _json(path, file.read(length))
     except OSError as error:
@@ -69,7 +69,8 @@ def _read_header(path: str) -> Dict[str, _Tensor]:
             raise CheckpointError("%s: the header's record of %r is damaged (%r)." % (path, name, error)) from error
         if 8 + length + end > size or begin < 0 or begin > end:
             raise CheckpointError(
-                "%s: %s ends at byte %d, the file has %d: it is truncated. Copy it again." % (path, name, 8 + length + end, size)
+                "%s: %s ends at byte %d, the file has %d: it is truncated. Copy it again."
+                % (path, name, 8 + length + end, size)
             )
         if dtype in _TYPES.values():
             width = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
@@ -128,6 +129,8 @@ class SafetensorsReader(CheckpointReader):
     def read(self, name: str) -> np.ndarray:
         tensor = self._tensor(name)
         if tensor.dtype not in _TYPES.values():
-            raise CheckpointError("%s: %s is stored as %s, which ftbert does not read." % (self.path, name, tensor.dtype))
+            raise CheckpointError(
+                "%s: %s is stored as %s, which ftbert does not read." % (self.path, name, tensor.dtype)
+            )
         dtype = np.dtype("uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
         return view_file(tensor.file, tensor.offset, dtype, tensor.shape)

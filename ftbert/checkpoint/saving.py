@@ -120,7 +120,9 @@ def save_model_folder(
         if labels:
             with open(os.path.join(temporary, "labels.txt"), "w", encoding="utf-8", newline="\n") as file:
                 file.write("".join(label + "\n" for label in labels))
-        _write_weights(os.path.join(temporary, CHECKPOINT_NAME), weight_shapes(config, len(labels), has_pooler), weights)
+        _write_weights(
+            os.path.join(temporary, CHECKPOINT_NAME), weight_shapes(config, len(labels), has_pooler), weights
+        )
         _write_json(os.path.join(temporary, "ftbert.json"), settings)
         replace_folder(temporary, path)
     except BaseException:

@@ -1,8 +1,8 @@
 """The sorted table that a TensorFlow checkpoint's .index file is: LevelDB's format, read and written in Python.
 
-File: data blocks, a metaindex block, an index block, a footer of 48 bytes. A block is a run of entries (shared key bytes,
-unshared key bytes, value bytes: varints; then the key's rest and the value), the offsets of its restart points, and their
-number; after it come one byte of compression type and the masked CRC-32C of both.
+File: data blocks, a metaindex block, an index block, a footer of 48 bytes. A block is a run of entries (shared key
+bytes, unshared key bytes, value bytes: varints; then the key's rest and the value), the offsets of its restart points,
+and their number; after it come one byte of compression type and the masked CRC-32C of both.
 """
 
 import struct
@@ -50,11 +50,13 @@ def _read_block(data: bytes, offset: int, size: int, path: str) -> List[Tuple[by
         )
     (stored,) = struct.unpack_from("<I", data, end + 1)
     if crc32c(data[offset : end + 1]) != unmask(stored):
-        raise CheckpointError("%s: the checksum of the block at byte %d does not match: the file is damaged." % (path, offset))
+        raise CheckpointError(
+            "%s: the checksum of the block at byte %d does not match: the file is damaged." % (path, offset)
+        )
     if data[end] != 0:
         raise CheckpointError(
-            "%s: expected an uncompressed index (as TensorFlow writes it), got compression type %d. Save the checkpoint "
-            "again with tf.train.Saver." % (path, data[end])
+            "%s: expected an uncompressed index (as TensorFlow writes it), got compression type %d. Save the "
+            "checkpoint again with tf.train.Saver." % (path, data[end])
         )
     block = data[offset:end]
     (restarts,) = struct.unpack_from("<I", block, len(block) - 4)
@@ -86,8 +88,8 @@ def read_table(path: str) -> List[Tuple[bytes, bytes]]:
         raise CheckpointError("%s: expected a readable checkpoint index: %s" % (path, error)) from error
     if len(data) < _FOOTER or struct.unpack_from("<Q", data, len(data) - 8)[0] != _MAGIC:
         raise CheckpointError(
-            "%s: expected a TensorFlow checkpoint index (a sorted table), got %d bytes that do not end like one: the file is "
-            "truncated, or something else." % (path, len(data))
+            "%s: expected a TensorFlow checkpoint index (a sorted table), got %d bytes that do not end like one: the "
+            "file is truncated, or something else." % (path, len(data))
         )
     try:
         position = len(data) - _FOOTER

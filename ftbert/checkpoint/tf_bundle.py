@@ -72,7 +72,7 @@ def _fields(data: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
 
 
 def _parse_entry(data: bytes) -> _Entry:
-    values = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}  # type: Dict[int, int]
+    values: Dict[int, int] = {1: 0, 3: 0, 4: 0, 5: 0, 6: 0}
     shape = []
     partitioned = False
     for number, value in _fields(data):
@@ -101,7 +101,9 @@ class BundleReader(CheckpointReader):
         self._verify = verify
         entries = read_table(self.path + ".index")
         if not entries or entries[0][0] != b"":
-            raise CheckpointError("%s.index: expected a checkpoint's header first: this is another sorted table." % self.path)
+            raise CheckpointError(
+                "%s.index: expected a checkpoint's header first: this is another sorted table." % self.path
+            )
         try:
             header = dict(_fields(entries[0][1]))
             self._entries = {
@@ -113,14 +115,14 @@ class BundleReader(CheckpointReader):
             raise CheckpointError("%s.index: a record of the index is damaged (%s)." % (self.path, error)) from error
         if header.get(2, 0) != 0:
             raise CheckpointError("%s: written on a big-endian machine, which ftbert does not read." % self.path)
-        self._shards = int(header.get(1, 1))  # type: ignore[arg-type]
+        self._shards = int(header.get(1, 1))
         self._check_shards()
 
     def _shard(self, number: int) -> str:
         return "%s.data-%05d-of-%05d" % (self.path, number, self._shards)
 
     def _check_shards(self) -> None:
-        needed = {}  # type: Dict[int, int]
+        needed: Dict[int, int] = {}
         for entry in self._entries.values():
             if entry.size:
                 needed[entry.shard] = max(needed.get(entry.shard, 0), entry.offset + entry.size)
@@ -134,7 +136,8 @@ class BundleReader(CheckpointReader):
             found = os.path.getsize(path)
             if found < size:
                 raise CheckpointError(
-                    "%s: expected at least %d bytes, got %d: the file is truncated. Copy it again." % (path, size, found)
+                    "%s: expected at least %d bytes, got %d: the file is truncated. Copy it again."
+                    % (path, size, found)
                 )
 
     def names(self) -> List[str]:
@@ -158,11 +161,13 @@ class BundleReader(CheckpointReader):
         entry = self._entry(name)
         if entry.partitioned:
             raise CheckpointError(
-                "%s: %s is a partitioned variable, kept in slices. Load it in TensorFlow without a partitioner and save it "
-                "whole." % (self.path, name)
+                "%s: %s is a partitioned variable, kept in slices. Load it in TensorFlow without a partitioner and "
+                "save it whole." % (self.path, name)
             )
         if entry.dtype not in _NUMBERS or entry.dtype == "string":
-            raise CheckpointError("%s: %s holds %s values, which no model weight does." % (self.path, name, entry.dtype))
+            raise CheckpointError(
+                "%s: %s holds %s values, which no model weight does." % (self.path, name, entry.dtype)
+            )
         dtype = np.dtype("uint16" if entry.dtype == "bfloat16" else entry.dtype)
         count = int(np.prod(entry.shape, dtype=np.int64))
         if count * dtype.itemsize != entry.size:
@@ -182,7 +187,8 @@ class BundleReader(CheckpointReader):
 class CheckpointWriter:
     """Writes a TensorFlow checkpoint, one tensor at a time, readable by every tf.train.Saver since 1.0.
 
-    Nothing appears under the final names before `close`; leaving the `with` block by an exception removes what was begun.
+    Nothing appears under the final names before `close`; leaving the `with` block by an exception removes what was
+    begun.
 
         with CheckpointWriter("out/model.ckpt") as writer:
             writer.add("output_bias", bias)
@@ -190,7 +196,7 @@ class CheckpointWriter:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = os.fspath(prefix)
-        self._entries = {}  # type: Dict[str, bytes]
+        self._entries: Dict[str, bytes] = {}
         self._offset = 0
         self._temporary = "%s.writing-%d" % (self.prefix, os.getpid())
         self._data = open(self._temporary + ".data", "wb")  # noqa: SIM115 - closed in close() or abort()
@@ -213,7 +219,7 @@ class CheckpointWriter:
         self._offset += content.nbytes
 
     def close(self) -> None:
-        """Completes the checkpoint and gives it its names, the data first, so that an index never stands without its data."""
+        """Completes the checkpoint and names it, the data first, so that an index never stands without its data."""
         if self._data.closed:
             return
         _sync_and_close(self._data)
@@ -242,7 +248,7 @@ class CheckpointWriter:
             self.abort()
 
 
-def _sync_and_close(file) -> None:  # type: ignore[no-untyped-def]
+def _sync_and_close(file) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
