@@ -82,14 +82,16 @@ def test_tritonclient_is_told_what_is_wrong(triton):
 
 
 @pytest.mark.timeout(240)
-def test_schemathesis_finds_nothing(server):
+def test_schemathesis_finds_nothing(server, tmp_path):
     if importlib.util.find_spec("schemathesis") is None:
         pytest.skip("schemathesis is not installed")
     settings = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schemathesis.toml")
     command = [os.path.join(os.path.dirname(sys.executable), "schemathesis"), "--config-file", settings, "run"]
     command += [server.url + "/openapi.json"]
     command += ["--max-examples", os.environ.get("FTBERT_TEST_SCHEMA_EXAMPLES", "15"), "--seed", "1", "--request-timeout", "30"]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=220)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=220, cwd=str(tmp_path)
+    )
     report = "\n".join(line for line in result.stdout.splitlines() if len(line) < 500)
     assert result.returncode == 0, report
     assert "ftbert" not in server.log.replace("ftbert.serving: Serving", ""), server.log

@@ -4,15 +4,17 @@ import asyncio
 import hmac
 import logging
 import time
-from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import orjson
 
 from ftbert.errors import DeadlineError, FtbertError
-from ftbert.serving.metrics import Metrics
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Disconnected, Problem, problem_from
 from ftbert.serving.queue import Answer, Ticket
+
+if TYPE_CHECKING:
+    from ftbert.serving.metrics import Metrics
 
 __all__ = ["Endpoint", "Reply", "Request", "json_reply", "problem_reply", "send_reply"]
 
@@ -120,7 +122,7 @@ class Endpoint:
         name: str,
         handler: Callable[[Request], Awaitable[Reply]],
         options: ServeOptions,
-        metrics: Metrics,
+        metrics: "Metrics",
         guarded: bool = True,
         content_types: Tuple[str, ...] = (),
         needs_type: bool = False,

@@ -1,0 +1,316 @@
+"""`predict`: Parquet, CSV or JSON lines through one predictor per device of a Ray cluster.
+
+Ray Data streams blocks of rows from the readers through a pool of actors, each holding one loaded model, to the writers;
+readers wait while the actors are busy, so memory stays bounded however large the input is. A block is the unit of work: what
+a dead node had under way is computed again elsewhere, and the file that a task writes is named after the task, so that a
+repetition replaces it. The output folder gets its name when all of it is written and its rows are counted.
+"""
+
+import inspect
+import os
+import re
+import shutil
+import uuid
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
+
+from ftbert import errors
+from ftbert.errors import ConfigError, FtbertError, InputError, UnavailableError
+
+if TYPE_CHECKING:
+    import ray.data
+
+__all__ = ["predict"]
+
+_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_EXTENSIONS = {"parquet": ["parquet"], "csv": ["csv"], "jsonl": ["jsonl", "ndjson", "json"]}
+
+# Reading and writing wait for disks, not for processors: they fit beside the actors on every node.
+_READER_CPUS = 0.25
+
+# Batches in a block, the unit that is computed again after a failure. Readers make blocks of up to 128 MB, a million texts.
+_BLOCK_BATCHES = 8
+
+
+def predict(
+    dataset: Union[str, "ray.data.Dataset"],
+    model: str,
+    output: Optional[str] = None,
+    text_column: str = "text",
+    pair_column: Optional[str] = None,
+    scores: bool = False,
+    prefix: str = "",
+    output_format: Optional[str] = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_length: Optional[int] = None,
+    truncation: Optional[str] = None,
+    runtime: str = "direct",
+    batch_rows: int = 1024,
+    workers: Union[int, Tuple[int, int], None] = None,
+    cpus_per_worker: Optional[float] = None,
+    progress: bool = True,
+) -> Optional["ray.data.Dataset"]:
+    """Labels every row of a dataset.
+
+    Args:
+        dataset: a Ray dataset, or the path of a file or a folder of Parquet, CSV or JSON lines that every node can read.
+            CSV columns are read as strings, as they stand.
+        model: the model folder's path on every node.
+        output: a folder that every node can write; it must not exist. None: nothing is written.
+        text_column: the column with the texts.
+        pair_column: the column with the second texts, for models of pairs.
+        scores: also write a column "score:<label>" for every label.
+        prefix: put before the names of the new columns; needed when the data has a column "label" already.
+        output_format: "parquet", "csv" or "jsonl"; None: the input's, or Parquet for a dataset.
+        device: "cpu", "cuda" or "auto": cards where the cluster has any.
+        precision, max_length, truncation, runtime: as `FastBertClassifier.load`.
+        batch_rows: rows handed to an actor at a time.
+        workers: actors, or (least, most) of them; None: one for each card, or for each node.
+        cpus_per_worker: processors of a CPU actor; None: all of the smallest node but one, which is left to readers.
+        progress: show Ray Data's progress bars.
+
+    Returns:
+        The predicted dataset, not yet computed, when `output` is None; else None. The new columns are "label", "score" and
+        "truncated".
+
+    Raises:
+        InputError: a column or a text is missing, the input has no known format, or the output exists.
+        UnavailableError: Ray is not installed.
+        FtbertError: what a worker raised, such as a model that cannot be loaded there.
+    """
+    ray = _import_ray()
+    if not isinstance(batch_rows, int) or batch_rows < 1:
+        raise ConfigError("batch_rows: expected an integer of at least 1, got %r." % (batch_rows,))
+    format_in = None
+    path_in = None
+    if isinstance(dataset, (str, os.PathLike)):
+        path_in = os.path.abspath(os.fspath(dataset))
+        format_in = _format_of(path_in)
+    format_out = output_format or format_in or "parquet"
+    if format_out not in _EXTENSIONS:
+        raise ConfigError("output_format: expected one of %s, got %r." % (", ".join(_EXTENSIONS), output_format))
+    if output is not None and os.path.lexists(output):
+        raise InputError("%s: expected no such path yet; nothing is overwritten. Choose another or remove it." % output)
+    if not ray.is_initialized():
+        ray.init(logging_level="warning", log_to_driver=False)
+    rows = _read(path_in, format_in) if path_in is not None else dataset
+    columns = [text_column] + ([pair_column] if pair_column else [])
+    _check_columns(rows, columns, ["label", "score", "truncated"], prefix)
+    settings = {
+        "model": os.path.abspath(model) if os.path.exists(model) else model,
+        "columns": columns,
+        "scores": scores,
+        "prefix": prefix,
+        "options": {
+            "precision": precision, "max_length": max_length, "truncation": truncation, "runtime": runtime,
+        },
+    }  # fmt: skip
+    resources, pool = _pool(ray, device, workers, cpus_per_worker)
+    settings["options"]["device"] = "cuda" if "num_gpus" in resources else "cpu"  # type: ignore[index]
+    settings["options"]["threads"] = None if "num_gpus" in resources else max(1, int(resources["num_cpus"]))  # type: ignore[index]
+    if _has_room(ray, resources):
+        rows = rows.repartition(target_num_rows_per_block=_BLOCK_BATCHES * batch_rows)  # type: ignore[union-attr]
+    predicted = rows.map_batches(  # type: ignore[union-attr]
+        _Worker, fn_constructor_kwargs=settings, batch_format="pyarrow", batch_size=batch_rows, compute=pool, **resources
+    )
+    context = predicted.context
+    context.enable_progress_bars = progress
+    if output is None:
+        return predicted
+    try:
+        _write(predicted, output, format_out, None if path_in is None else rows.count())  # type: ignore[union-attr]
+    except ray.exceptions.RayError as error:
+        raise _own_error(error) from error
+    return None
+
+
+class _Worker:
+    """One loaded model in an actor."""
+
+    def __init__(
+        self, model: str, columns: List[str], scores: bool, prefix: str, options: Dict[str, Any]
+    ) -> None:
+        from ftbert.predictor import FastBertClassifier
+
+        self._failed: Optional[FtbertError] = None
+        try:
+            self._predictor = FastBertClassifier.load(model, **options)
+        except FtbertError as error:
+            # Raised with the first block: an actor that fails while it starts would be started again and again.
+            self._failed = error
+        self._columns = columns
+        self._scores = scores
+        self._prefix = prefix
+
+    def __call__(self, table: Any) -> Any:
+        """pyarrow.Table -> the same with the new columns."""
+        import pyarrow
+
+        if self._failed is not None:
+            raise self._failed
+        texts = [_texts_of(table, column) for column in self._columns]
+        rows = texts[0] if len(texts) == 1 else list(zip(texts[0], texts[1]))
+        predictions = self._predictor.predict(rows)
+        new = [
+            ("label", pyarrow.array([item.label for item in predictions], pyarrow.string())),
+            ("score", pyarrow.array([item.score for item in predictions], pyarrow.float32())),
+            ("truncated", pyarrow.array([item.truncated for item in predictions], pyarrow.bool_())),
+        ]
+        if self._scores:
+            all_scores = [item.scores for item in predictions]
+            for label in self._predictor.labels:
+                new.append(("score:" + label, pyarrow.array([row[label] for row in all_scores], pyarrow.float32())))
+        for name, column in new:
+            table = table.append_column(self._prefix + name, column)
+        return table
+
+
+def _texts_of(table: Any, column: str) -> List[str]:
+    texts = table.column(column).to_pylist()
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                "Column %r: expected a string in every row, got %s in row %d of a block. Remove such rows, or put '' in its "
+                "place." % (column, "null" if text is None else type(text).__name__, index)
+            )
+    return texts
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+        import ray.exceptions
+    except ImportError as error:
+        raise UnavailableError("Expected Ray, which is not installed: pip install 'ftbert[ray]'.") from error
+    return ray
+
+
+def _files(path: str) -> List[str]:
+    """The data files of a path: itself, or what a folder holds besides hidden files, at any depth."""
+    if not os.path.isdir(path):
+        return [path]
+    found = []
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if name[0] not in "._")
+        found += [os.path.join(folder, name) for name in sorted(files) if name[0] not in "._"]
+    return found
+
+
+def _format_of(path: str) -> str:
+    if not os.path.exists(path):
+        raise InputError("%s: expected a file or folder of Parquet, CSV or JSON lines, found nothing." % path)
+    files = _files(path)
+    formats = {_SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in files}
+    if len(formats) != 1 or None in formats:
+        raise InputError(
+            "%s: expected files of one kind (%s), found %s."
+            % (path, ", ".join(_SUFFIXES), sorted({os.path.splitext(name)[1] or name for name in files}) or "none")
+        )
+    return str(formats.pop())
+
+
+def _read(path: str, kind: Optional[str]) -> Any:
+    import ray.data
+
+    # Ray 2.5x takes the readers' resources as arguments of their own, older ones in ray_remote_args alone.
+    named = "num_cpus" in inspect.signature(ray.data.read_parquet).parameters
+    light: Dict[str, Any] = {"num_cpus": _READER_CPUS} if named else {"ray_remote_args": {"num_cpus": _READER_CPUS}}
+    files = _files(path)
+    if kind == "parquet":
+        return ray.data.read_parquet(files, **light)
+    if kind == "jsonl":
+        return ray.data.read_json(files, file_extensions=None, **light)
+    import pyarrow
+    from pyarrow import csv
+
+    # Quoted fields may hold line ends. Without types given, "007" would become 7, and a block of numbers a column of another
+    # type than the next block's.
+    parse = csv.ParseOptions(newlines_in_values=True)
+    with csv.open_csv(files[0], parse_options=parse) as reader:
+        names = reader.schema.names
+    convert = csv.ConvertOptions(column_types={name: pyarrow.string() for name in names})
+    return ray.data.read_csv(files, parse_options=parse, convert_options=convert, file_extensions=None, **light)
+
+
+def _check_columns(rows: Any, needed: List[str], new: List[str], prefix: str) -> None:
+    schema = rows.schema()
+    if schema is None:
+        raise InputError("Expected a dataset with columns, got one without rows.")
+    for name in needed:
+        if name not in schema.names:
+            raise InputError("Expected a column %r, found %s." % (name, ", ".join(schema.names)))
+    taken = [prefix + name for name in new if prefix + name in schema.names]
+    if taken:
+        raise InputError(
+            "The data has columns named %s already. Give prefix='predicted_' or the like." % ", ".join(map(repr, taken))
+        )
+
+
+def _pool(
+    ray: Any, device: str, workers: Union[int, Tuple[int, int], None], cpus: Optional[float]
+) -> Tuple[Dict[str, float], Any]:
+    """The resources of one actor, and how many there may be."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    cards = int(sum(node.get("GPU", 0) for node in nodes))
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError("device: expected 'auto', 'cpu' or 'cuda', got %r." % (device,))
+    if device == "cuda" and not cards:
+        raise UnavailableError("device='cuda': expected a cluster with GPUs, this one has none.")
+    if device == "cpu" or not cards:
+        if cpus is None:
+            cpus = max(0.5, min(node["CPU"] for node in nodes) - 1)
+        resources = {"num_cpus": float(cpus)}
+        most = sum(int(node["CPU"] // cpus) for node in nodes)
+    else:
+        resources = {"num_cpus": float(cpus if cpus is not None else 1), "num_gpus": 1.0}
+        most = cards
+    if workers is None:
+        workers = (1, max(1, most))
+    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    return resources, ray.data.ActorPoolStrategy(min_size=least, max_size=most)
+
+
+def _has_room(ray: Any, resources: Dict[str, float]) -> bool:
+    """Whether a task of one processor fits beside an actor; a cluster of single processors makes no smaller blocks."""
+    return any(
+        node["Alive"] and node["Resources"].get("CPU", 0) - resources["num_cpus"] >= 1 for node in ray.nodes()
+    )
+
+
+def _write(predicted: Any, output: str, kind: str, expected: Optional[int]) -> None:
+    """Writes beside the output, counts, renames."""
+    import ray.data
+
+    output = os.path.abspath(output)
+    parent = os.path.dirname(output)
+    os.makedirs(parent, exist_ok=True)
+    beside = os.path.join(parent, ".%s.writing-%s" % (os.path.basename(output), uuid.uuid4().hex[:8]))
+    light = {"num_cpus": _READER_CPUS}
+    try:
+        if kind == "parquet":
+            predicted.write_parquet(beside, ray_remote_args=light)
+        elif kind == "csv":
+            predicted.write_csv(beside, ray_remote_args=light)
+        else:
+            predicted.write_json(beside, ray_remote_args=light, force_ascii=False)
+            for name in os.listdir(beside):
+                if name.endswith(".json"):
+                    os.rename(os.path.join(beside, name), os.path.join(beside, name + "l"))
+        if expected is not None:
+            written = _read(beside, kind).count() if os.listdir(beside) else 0
+            if written != expected:
+                raise FtbertError(
+                    "Expected %d rows in the output, as in the input, got %d; it was not kept." % (expected, written)
+                )
+        os.rename(beside, output)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The FtbertError that a worker raised, found in the traceback that Ray's error carries as text."""
+    found = re.findall(r"ftbert\.errors\.(\w+): (.+)", str(error))
+    kind = getattr(errors, found[-1][0], None) if found else None
+    return kind(found[-1][1]) if kind is not None else error

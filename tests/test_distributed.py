@@ -1,0 +1,218 @@
+"""Ray: data at rest over a cluster of several nodes, one of which dies; and Ray Serve. One machine stands for all nodes."""
+
+import glob
+import json
+import os
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+pytest.importorskip("pyarrow")
+pytest.importorskip("tokenizers")
+
+import pyarrow  # noqa: E402
+import pyarrow.csv  # noqa: E402
+import pyarrow.parquet  # noqa: E402
+from serving_models import LETTERS, save_random_model  # noqa: E402
+
+from ftbert import FastBertClassifier  # noqa: E402
+from ftbert.distributed import deployment, predict  # noqa: E402
+from ftbert.errors import CheckpointError, ConfigError, InputError, UnavailableError  # noqa: E402
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TESTS = os.path.join(ROOT, "tests")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes of two processors each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, TESTS] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+    store = 100 * 1024 * 1024
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": store})
+    nodes = [made.add_node(num_cpus=2, object_store_memory=store) for _ in range(2)]
+    ray.init(address=made.address, logging_level="error", log_to_driver=False)
+    yield made, nodes
+    ray.shutdown()
+    made.shutdown()
+
+
+def texts_of(count, seed=0):
+    source = random.Random(seed)
+    return ["".join(source.choices(LETTERS + [" "], k=source.randint(0, 50))) for _ in range(count)]
+
+
+def write_files(folder, kind, files, rows_each):
+    """Files of rows with an id, a text, and a column that a careless reader would change. Returns id -> text."""
+    os.makedirs(folder)
+    texts = texts_of(files * rows_each)
+    for number in range(files):
+        ids = range(number * rows_each, (number + 1) * rows_each)
+        table = pyarrow.table({
+            "id": ["%06d" % index for index in ids],
+            "text": [texts[index] for index in ids],
+            "note": ["a,\"b\"\n我" if index % 7 == 0 else "" for index in ids],
+        })  # fmt: skip
+        path = os.path.join(folder, "part-%03d.%s" % (number, kind))
+        if kind == "parquet":
+            pyarrow.parquet.write_table(table, path)
+        elif kind == "csv":
+            pyarrow.csv.write_csv(table, path)
+        else:
+            with open(path, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+    return {"%06d" % index: text for index, text in enumerate(texts)}
+
+
+def read_files(folder, kind):
+    rows = []
+    for path in sorted(glob.glob(os.path.join(folder, "*." + kind))):
+        if kind == "parquet":
+            rows += pyarrow.parquet.read_table(path).to_pylist()
+        elif kind == "csv":
+            import csv
+
+            with open(path, encoding="utf-8", newline="") as file:
+                rows += list(csv.DictReader(file))
+        else:
+            with open(path, encoding="utf-8") as file:
+                rows += [json.loads(line) for line in file]
+    return rows
+
+
+def check_rows(rows, texts, model):
+    assert sorted(row["id"] for row in rows) == sorted(texts), "rows were lost or repeated"
+    with FastBertClassifier.load(model, runtime="direct", device="cpu") as classifier:
+        expected = dict(zip(texts, classifier.predict(list(texts.values()))))
+    assert len({prediction.label for prediction in expected.values()}) > 1
+    for row in rows:
+        assert row["text"] == texts[row["id"]]
+        assert row["note"] == ("a,\"b\"\n我" if int(row["id"]) % 7 == 0 else "")
+        assert row["label"] == expected[row["id"]].label
+        assert abs(float(row["score"]) - expected[row["id"]].score) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_every_row_once_in_every_format(cluster, model, tmp_path, kind):
+    texts = write_files(str(tmp_path / "in"), kind, 4, 100)
+    assert predict(str(tmp_path / "in"), model, str(tmp_path / "out"), batch_rows=64, progress=False) is None
+    check_rows(read_files(str(tmp_path / "out"), kind), texts, model)
+    assert sorted(os.listdir(str(tmp_path))) == ["in", "out"], "something was left beside the output"
+
+
+def test_a_dataset_in_and_out_with_scores(cluster, model):
+    import ray.data
+
+    texts = texts_of(50)
+    source = ray.data.from_items([{"sentence": text, "label": "gold"} for text in texts])
+    result = predict(source, model, text_column="sentence", scores=True, prefix="predicted_", progress=False)
+    rows = result.take_all()
+    assert len(rows) == 50 and {row["label"] for row in rows} == {"gold"}
+    for row in rows:
+        scores = {name.split(":")[1]: row[name] for name in row if name.startswith("predicted_score:")}
+        assert max(scores, key=scores.get) == row["predicted_label"] and abs(sum(scores.values()) - 1) < 1e-5
+
+
+def test_what_is_wrong_is_said_before_any_work(cluster, model, tmp_path):
+    write_files(str(tmp_path / "in"), "jsonl", 1, 5)
+    source = str(tmp_path / "in")
+    with pytest.raises(InputError, match="column 'sentence', found id, text, note"):
+        predict(source, model, str(tmp_path / "out"), text_column="sentence", progress=False)
+    with pytest.raises(InputError, match="found nothing"):
+        predict(str(tmp_path / "none"), model, str(tmp_path / "out"))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        predict(source, model, str(tmp_path / "there"))
+    (tmp_path / "in" / "x.txt").write_text("x")
+    with pytest.raises(InputError, match="files of one kind"):
+        predict(source, model, str(tmp_path / "out"))
+    with pytest.raises(UnavailableError, match="this one has none"):
+        predict(str(tmp_path / "in" / "part-000.jsonl"), model, str(tmp_path / "out"), device="cuda")
+    with pytest.raises(ConfigError):
+        predict(str(tmp_path / "in" / "part-000.jsonl"), model, str(tmp_path / "out"), batch_rows=0)
+    (tmp_path / "gold.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    with pytest.raises(InputError, match="prefix"):
+        predict(str(tmp_path / "gold.jsonl"), model, str(tmp_path / "out"))
+    assert not os.path.exists(str(tmp_path / "out"))
+
+
+def test_a_workers_error_comes_back_as_it_is_and_nothing_is_left(cluster, model, tmp_path):
+    (tmp_path / "null.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    with pytest.raises(InputError, match="got null in row 1"):
+        predict(str(tmp_path / "null.jsonl"), model, str(tmp_path / "out"), progress=False)
+    (tmp_path / "good.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises((CheckpointError, InputError), match="nowhere"):
+        predict(str(tmp_path / "good.jsonl"), "/nowhere/model", str(tmp_path / "out"), progress=False)
+    assert sorted(os.listdir(str(tmp_path))) == ["good.jsonl", "null.jsonl"]
+
+
+def test_ray_serve_answers_and_scales(cluster, model):
+    import urllib.error
+    import urllib.request
+
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        application = deployment(model, min_replicas=1, max_replicas=2, target_requests=2, num_cpus=0.5)
+        handle = serve.run(application, name="app", route_prefix="/")
+        with FastBertClassifier.load(model, runtime="direct", device="cpu") as classifier:
+            texts = texts_of(200, seed=1)
+            expected = [(item.label, item.truncated) for item in classifier.predict(texts)]
+        answers = [handle.predict.remote([text]) for text in texts]
+        got = [answer.result(timeout_s=60)[0] for answer in answers]
+        assert [(label, cut) for label, _, cut in got] == expected
+
+        request = urllib.request.Request(
+            "http://127.0.0.1:%d/" % port, json.dumps({"inputs": texts[0]}).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert json.loads(response.read())[0]["label"] == expected[0][0]
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(request.full_url, b"{", dict(request.headers)), timeout=30)
+        assert caught.value.code == 400
+    finally:
+        serve.shutdown()
+
+
+def test_a_node_dies_half_way_and_no_row_is_lost_or_repeated(cluster, model, tmp_path):
+    made, nodes = cluster
+    texts = write_files(str(tmp_path / "in"), "parquet", 8, 960)
+    output = str(tmp_path / "out")
+    failure = []
+
+    def work():
+        try:
+            predict(str(tmp_path / "in"), model, output, batch_rows=16, workers=(3, 3), cpus_per_worker=1, progress=False)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            failure.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    end = time.monotonic() + 120
+    while time.monotonic() < end and thread.is_alive():
+        done = len(glob.glob(str(tmp_path / ".out.writing-*" / "*.parquet")))
+        if done >= 8:
+            break
+        time.sleep(0.02)
+    assert thread.is_alive() and done >= 8, "%d files when it was time to kill a node; %s" % (done, failure)
+    assert done < 30
+    made.remove_node(nodes[0], allow_graceful=False)
+    thread.join(240)
+    assert not thread.is_alive(), "the work hangs after a node died"
+    assert not failure, failure
+    check_rows(read_files(output, "parquet"), texts, model)
