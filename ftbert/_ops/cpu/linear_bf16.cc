@@ -88,7 +88,7 @@ class Bf16LinearKernel : public LinearKernel {
 
 }  // namespace
 
-const LinearOps kBf16Portable = {Isa::kPortable, 1, kPortableColumns, true, 64, nullptr, ComputePortable};
+const LinearOps kBf16Portable = {Isa::kPortable, 1, kPortableColumns, true, 1, 64, nullptr, ComputePortable};
 
 std::unique_ptr<LinearKernel> NewBf16Kernel(const LinearOps& ops) { return std::make_unique<Bf16LinearKernel>(ops); }
 

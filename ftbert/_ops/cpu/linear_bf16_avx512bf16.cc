@@ -19,7 +19,7 @@ struct Bf16Avx512 {
 
   static Sum Zero() { return _mm512_setzero_ps(); }
   static Word LoadWeights(const uint8_t* p) { return (__m512bh)_mm512_load_si512(p); }
-  static Word Broadcast(const uint8_t* p) {
+  static Word Broadcast(const uint8_t* p, size_t) {
     int32_t group;
     std::memcpy(&group, p, sizeof(group));
     return (__m512bh)_mm512_set1_epi32(group);
@@ -31,7 +31,7 @@ struct Bf16Avx512 {
 
 }  // namespace
 
-const LinearOps kBf16Avx512Bf16 = {Isa::kAvx512Bf16, Bf16Avx512::kRowTile,    kColumns, false, 72, PrepareBf16,
+const LinearOps kBf16Avx512Bf16 = {Isa::kAvx512Bf16, Bf16Avx512::kRowTile,    kColumns, false, 1, 72, PrepareBf16,
                                    ComputeTiles<Bf16Avx512>};
 
 }  // namespace cpu

@@ -63,7 +63,7 @@ void ComputePortable(const LinearJob& job) {
         }
       }
       RowScale scale;
-      std::memcpy(&scale, row + static_cast<size_t>(job.lines) * kLineBytes, sizeof(scale));
+      std::memcpy(&scale, row + job.scale_offset, sizeof(scale));
       for (int c = 0; c < panel.width; ++c) {
         const int32_t column = p * kPortableColumns + c;
         const float x = scale.scale * job.column_scale[column] * static_cast<float>(sums[c]) +
@@ -167,7 +167,7 @@ class Int8LinearKernel : public LinearKernel {
   int32_t panel_columns() const override { return ops_.panel_columns; }
   int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
   size_t input_row_bytes(int32_t inputs) const override {
-    return static_cast<size_t>(Lines(inputs, 1)) * kLineBytes + kLineBytes;
+    return (static_cast<size_t>(Lines(inputs, 1)) * ops_.copies + 1) * kLineBytes;
   }
   void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
                size_t stride) const override {
@@ -207,6 +207,7 @@ class Int8LinearKernel : public LinearKernel {
 
   void Compute(const PackedMatrix& weight, const Tile& tile) const override {
     LinearJob job = MakeJob(weight, tile, 1, ops_.panel_columns);
+    job.scale_offset = static_cast<size_t>(job.lines) * ops_.copies * kLineBytes;
     const size_t padded_columns = weight.panels.size() * ops_.panel_columns;
     const size_t first = static_cast<size_t>(tile.panel_begin) * ops_.panel_columns;
     job.column_scale = weight.extra.as<float>() + first;
@@ -221,7 +222,7 @@ class Int8LinearKernel : public LinearKernel {
 
 }  // namespace
 
-const LinearOps kInt8Portable = {Isa::kPortable,  1,              kPortableColumns, false, 64, PreparePortable,
+const LinearOps kInt8Portable = {Isa::kPortable,  1,              kPortableColumns, false, 1, 64, PreparePortable,
                                  ComputePortable};
 
 bool MachineHasAvx2Vnni() {

@@ -12,13 +12,13 @@ namespace {
 struct Int8Avx2Vnni : Int8OfAvx2 {
   using Columns = Int8Columns;
   static constexpr int kRowTile = 6;
-  static Word Broadcast(const uint8_t* p) { return BroadcastGroup(p); }
+  static Word Broadcast(const uint8_t* p, size_t) { return BroadcastGroup(p); }
   static Sum Add(Sum sum, Word x, Word w) { return _mm256_dpbusd_avx_epi32(sum, x, w); }
 };
 
 }  // namespace
 
-const LinearOps kInt8Avx2Vnni = {Isa::kAvx2, Int8Avx2Vnni::kRowTile,    kColumns, false, 72, PrepareInt8,
+const LinearOps kInt8Avx2Vnni = {Isa::kAvx2, Int8Avx2Vnni::kRowTile,    kColumns, false, 1, 72, PrepareInt8<1>,
                                  ComputeTiles<Int8Avx2Vnni>};
 
 }  // namespace cpu

@@ -20,7 +20,7 @@ struct Int8Avx512Vnni {
 
   static Sum Zero() { return _mm512_setzero_si512(); }
   static Word LoadWeights(const uint8_t* p) { return _mm512_load_si512(p); }
-  static Word Broadcast(const uint8_t* p) {
+  static Word Broadcast(const uint8_t* p, size_t) {
     int32_t group;
     std::memcpy(&group, p, sizeof(group));
     return _mm512_set1_epi32(group);
@@ -33,7 +33,7 @@ struct Int8Avx512Vnni {
 }  // namespace
 
 const LinearOps kInt8Avx512Vnni = {
-    Isa::kAvx512Vnni, Int8Avx512Vnni::kRowTile, kColumns, false, 72, PrepareInt8, ComputeTiles<Int8Avx512Vnni>};
+    Isa::kAvx512Vnni, Int8Avx512Vnni::kRowTile, kColumns, false, 1, 72, PrepareInt8<1>, ComputeTiles<Int8Avx512Vnni>};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -1,7 +1,7 @@
 // What the int8 and the bf16 kernels share: four bytes of inputs are one step of a dot-product instruction, whether they
 // are four u8 or two bf16, so both precisions have one layout, one register tile and one border to the instruction sets.
 //
-// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ][ RowScale, int8 only, in a line of its own ]
+// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ] x copies [ RowScale, int8 only, in a line of its own ]
 // Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
 //                groups are padded with zeros to whole lines, columns to panel_columns.
 //
@@ -37,7 +37,8 @@ struct LinearJob {
   size_t in_stride = 0;  // bytes
   int32_t rows = 0;
   int32_t inputs = 0;     // K
-  int32_t lines = 0;      // of one row
+  int32_t lines = 0;      // of one copy of a row's inputs
+  size_t scale_offset = 0;  // of the RowScale in a row
   const uint8_t* weights = nullptr;
   size_t panel_bytes = 0;
   const Panel* panels = nullptr;
@@ -59,6 +60,7 @@ struct LinearOps {
   int32_t row_tile;
   int32_t panel_columns;
   bool takes_floats;  // true: reads the fp32 rows themselves, there is no prepared form
+  int32_t copies;     // of the inputs in a prepared row, one after the other; 2: the second holds what the form wants
   // Rows of the block that one thread takes at a time. The block's inputs, its feed-forward intermediate and one panel
   // share the second-level cache.
   int32_t block_rows;

@@ -78,12 +78,16 @@ inline void WidenedTileOf(int rows, const uint8_t* in, size_t stride, const uint
 
 inline void ComputeWidened(const LinearJob& job) {
   alignas(64) float sums[kWidenedRows * kColumns];
+  const int32_t tiles = (job.rows + kWidenedRows - 1) / kWidenedRows;
+  const int32_t rows_of_tile = job.rows / tiles, larger = job.rows % tiles;
   for (int32_t p = 0; p < job.panel_count; ++p) {
     const uint8_t* weights = job.weights + p * job.panel_bytes;
-    for (int32_t row = 0; row < job.rows; row += kWidenedRows) {
-      const int rows = job.rows - row < kWidenedRows ? job.rows - row : kWidenedRows;
+    int32_t row = 0;
+    for (int32_t tile = 0; tile < tiles; ++tile) {
+      const int rows = rows_of_tile + (tile < larger);
       WidenedTileOf<kWidenedRows>(rows, job.in + row * job.in_stride, job.in_stride, weights, job.inputs, sums);
       Finish<Bf16Widened>(job, p, row, rows, sums);
+      row += rows;
     }
   }
 }

@@ -17,7 +17,7 @@ struct Int8Columns {
   // sum over k of (low + scale u8) s q  +  bias
   Vec Value(const LinearJob& job, const uint8_t* row, const int32_t* sums) const {
     RowScale of_row;
-    std::memcpy(&of_row, row + static_cast<size_t>(job.lines) * kLineBytes, sizeof(of_row));
+    std::memcpy(&of_row, row + job.scale_offset, sizeof(of_row));
     return Fma(Mul(Set1(of_row.scale), scale), ToFloat(sums), Fma(Set1(of_row.low), sum, bias));
   }
 
@@ -26,8 +26,8 @@ struct Int8Columns {
 
 // Two passes over each row: its range, then its bytes. Only multiplications, subtractions and rounding: every instruction
 // set gives the same bytes.
-inline void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared,
-                        size_t stride) {
+template <int kCopies>
+void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride) {
   const int32_t padded = Lines(inputs, 1) * kLineBytes;
   const int32_t whole = inputs / kLanes * kLanes;
   for (int32_t r = 0; r < rows; ++r, in += in_stride, prepared += stride) {
@@ -55,7 +55,7 @@ inline void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int3
       StoreBytes(prepared + whole, Mul(Sub(LoadPartial(in + whole, inputs - whole), offset), inverse));
     }
     std::memset(prepared + inputs, 0, padded - inputs);
-    std::memcpy(prepared + padded, &scale, sizeof(scale));
+    std::memcpy(prepared + kCopies * padded, &scale, sizeof(scale));
   }
 }
 
