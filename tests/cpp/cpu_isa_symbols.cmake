@@ -1,0 +1,22 @@
+# Files compiled for one instruction set may define no weak symbol: an inline function or a template with a shared name,
+# compiled with AVX-512, could be the copy that the linker keeps for every machine.
+#   cmake -DNM=nm -DOBJECTS="a.o;b.o" -P cpu_isa_symbols.cmake
+set(seen 0)
+foreach(object ${OBJECTS})
+  if(NOT object MATCHES "/cpu/[^/]*(avx|amx)[^/]*\\.o$")
+    continue()
+  endif()
+  execute_process(COMMAND ${NM} -C ${object} OUTPUT_VARIABLE symbols RESULT_VARIABLE code)
+  if(NOT code EQUAL 0)
+    message(FATAL_ERROR "${NM} failed on ${object}")
+  endif()
+  string(REGEX MATCHALL "[^\n]* [WVu] [^\n]*" weak "${symbols}")
+  if(weak)
+    message(FATAL_ERROR "${object} defines weak symbols; move them into an anonymous namespace:\n${weak}")
+  endif()
+  math(EXPR seen "${seen} + 1")
+endforeach()
+if(seen EQUAL 0)
+  message(FATAL_ERROR "found no object of an instruction set of its own")
+endif()
+message(STATUS "${seen} objects without weak symbols")
