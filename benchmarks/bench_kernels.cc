@@ -1,8 +1,10 @@
 // Times the CPU engine's parts against the peak that this machine's arithmetic units reach in the same run.
 //
-//   bench_kernels [--threads N] [--seconds S] [--json FILE] [part ...]      parts: peak gemm model (default: all)
+//   bench_kernels [--threads N] [--precision P] [--seconds S] [--case TEXT] [--json FILE] [part ...]
 //
-//   peak    register-only multiply-adds, one core
+//   parts: gemm, model (default: both). --case runs only the model cases whose name contains TEXT.
+//
+//   peak    (always) register-only multiply-adds, one core
 //   gemm    the fp32 product alone, one core, at BERT-base's four shapes, T from 16 to 4096, as a fraction of the peak
 //   model   BERT-base of random weights through Engine::Run: 1 x 32, 1 x 128, 8 x 128, 32 x 128, and 256 texts of lengths
 //           lognormal(median 40, sigma 0.6) clipped to 8..128; GFLOP/s counts what padding-free arithmetic needs for every
@@ -31,6 +33,7 @@ using Clock = std::chrono::steady_clock;
 double Now() { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); }
 
 double seconds_per_case = 1.0;
+std::string wanted_case;
 std::string json;
 
 void Record(const std::string& name, const std::string& fields) {
@@ -153,6 +156,7 @@ void BenchModel(int threads, Precision precision, double peak) {
                {"1 x 512", {512}, 1},
                {"256 texts", LognormalLengths(256), 64}};
   for (const auto& item : cases) {
+    if (std::string(item.name).find(wanted_case) == std::string::npos) continue;
     double flops = 0;
     std::vector<ftbert_test::RandomBatch> batches;
     for (size_t begin = 0; begin < item.lengths.size(); begin += item.rows_per_run) {
@@ -193,6 +197,8 @@ int main(int argc, char** argv) {
       threads = std::atoi(argv[++i]);
     } else if (argument == "--seconds" && i + 1 < argc) {
       seconds_per_case = std::atof(argv[++i]);
+    } else if (argument == "--case" && i + 1 < argc) {
+      wanted_case = argv[++i];
     } else if (argument == "--json" && i + 1 < argc) {
       json_path = argv[++i];
     } else if (argument == "--precision" && i + 1 < argc) {

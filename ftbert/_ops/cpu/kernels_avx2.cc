@@ -9,8 +9,8 @@ namespace {
 constexpr int kRowTile = 6;
 constexpr int kPanelVecs = 2;
 constexpr int kQueryTile = 6;
-constexpr int kInputBlock = 256;
-constexpr int kPrefetchAhead = 128;
+constexpr int kInputBlock = 768;
+constexpr int kPrefetchAhead = 256;
 
 }  // namespace
 }  // namespace cpu
