@@ -1,0 +1,355 @@
+// Attention over packed rows: context = softmax(q k^T / sqrt(D)) v within each row, for every head.
+//
+// AttendTiles: fp16 or bf16 on the matrix units, D of at most 128 (multiples of 8; computed at the next of 32, 64, 128). A CTA
+// takes kQueryWarps * 16 consecutive tokens of one head, whatever rows they belong to: short rows share a tile. Keys come in
+// blocks from the start of the first token's row to the end of the last one's; each token masks what lies outside its own
+// row, and a warp skips keys that none of its tokens needs. Softmax is online, in fp32; no score leaves the registers.
+// kKeyWarps > 1, for few tokens: that many warps share the keys of each block and put their sums together at the end.
+//
+// AttendWarps: one warp a query, any type, any D up to 128: fp32, odd head sizes, and the first tokens of the last layer.
+#include "cuda/common.cuh"
+#include "cuda/kernels.h"
+
+namespace ftbert {
+namespace cuda {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// Byte offset of a 16-byte piece of a row of kBytes, permuted so that eight consecutive rows meet no bank twice.
+template <int kBytes>
+__device__ __forceinline__ uint32_t PieceOffset(int row, int piece) {
+  if (kBytes == 64) return row * 64 + ((piece ^ (row >> 1 & 3)) * 16);
+  return row * kBytes + ((piece ^ (row & 7)) * 16);
+}
+
+template <typename T, int D, int kQueryWarps, int kKeyWarps>
+__global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
+    AttendTiles(const T* __restrict__ qkv, int64_t ld, int part, int head_size, const int2* __restrict__ ranges,
+                int tokens, float scale, T* __restrict__ context, int64_t ld_context) {
+  constexpr int kQueries = kQueryWarps * 16, kThreads = kQueryWarps * kKeyWarps * 32;
+  constexpr int kMine = kKeyWarps == 1 ? 64 : 32, kKeys = kMine * kKeyWarps;  // keys of a block: a warp's, all
+  constexpr int kBytes = D * 2, kPieces = kBytes / 16;
+  extern __shared__ uint4 shared[];
+  const uint32_t q_tile = SharedAddress(shared), k_tiles = q_tile + kQueries * kBytes;
+  const uint32_t v_tiles = k_tiles + 2 * kKeys * kBytes;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kQueryWarps, key_warp = threadIdx.x / 32 / kQueryWarps;
+  const int token0 = blockIdx.x * kQueries, head = blockIdx.y * head_size;
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+
+  const int last = min(token0 + kQueries, tokens) - 1;
+  const int begin = ranges[token0].x, end = ranges[last].y;
+  for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
+    const int r = i / kPieces, piece = i % kPieces;
+    const bool valid = token0 + r < tokens && piece * 8 < head_size;
+    CopyAsync16(q_tile + PieceOffset<kBytes>(r, piece), valid ? qkv + (token0 + r) * ld + head + piece * 8 : qkv, valid);
+  }
+  const auto load = [&](int block) {
+    const int buffer = block & 1, key0 = begin + block * kKeys;
+    for (int i = threadIdx.x; i < kKeys * kPieces; i += kThreads) {
+      const int r = i / kPieces, piece = i % kPieces;
+      const bool valid = key0 + r < end && piece * 8 < head_size;
+      const T* from = valid ? qkv + (key0 + r) * ld + part + head + piece * 8 : qkv;
+      const uint32_t offset = buffer * kKeys * kBytes + PieceOffset<kBytes>(r, piece);
+      CopyAsync16(k_tiles + offset, from, valid);
+      CopyAsync16(v_tiles + offset, valid ? from + part : qkv, valid);
+    }
+  };
+  const int blocks = CeilDiv(end - begin, kKeys);
+  if (blocks > 0) load(0);
+  CommitCopies();
+
+  // This thread's two queries, and what the warp's sixteen need together.
+  int2 range[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int t = token0 + warp * 16 + lane / 4 + 8 * h;
+    range[h] = t < tokens ? ranges[t] : make_int2(0, 0);
+  }
+  const int warp_begin = ranges[min(token0 + warp * 16, tokens - 1)].x;
+  const int warp_end = ranges[min(token0 + warp * 16 + 15, tokens - 1)].y;
+
+  uint32_t q[D / 16][4];
+  float out[D / 8][4] = {};
+  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+  for (int block = 0; block < blocks; ++block) {
+    if (block + 1 < blocks) load(block + 1);
+    CommitCopies();
+    WaitCopies<1>();
+    __syncthreads();
+    if (block == 0) {
+#pragma unroll
+      for (int i = 0; i < D / 16; ++i) {
+        LoadMatrix4(q[i], q_tile + PieceOffset<kBytes>(warp * 16 + lane % 16, i * 2 + lane / 16));
+      }
+    }
+    const int key0 = begin + block * kKeys + key_warp * kMine;
+    if (key0 < warp_end && key0 + kMine > warp_begin) {
+      const uint32_t tile = ((block & 1) * kKeys + key_warp * kMine) * kBytes;
+      const uint32_t k_tile = k_tiles + tile, v_tile = v_tiles + tile;
+      float s[kMine / 8][4] = {};
+#pragma unroll
+      for (int i = 0; i < D / 16; ++i) {
+#pragma unroll
+        for (int j = 0; j < kMine / 16; ++j) {
+          uint32_t k[4];
+          LoadMatrix4(k, k_tile + PieceOffset<kBytes>(j * 16 + lane % 8 + lane / 16 * 8, i * 2 + lane / 8 % 2));
+          MultiplyAdd<T>(s[2 * j], q[i], k[0], k[1]);
+          MultiplyAdd<T>(s[2 * j + 1], q[i], k[2], k[3]);
+        }
+      }
+      float most[2] = {top[0], top[1]};
+      const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kMine <= min(range[0].y, range[1].y);
+      if (!__all_sync(0xffffffffu, inside)) {
+#pragma unroll
+        for (int j = 0; j < kMine / 8; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int key = key0 + j * 8 + lane % 4 * 2 + i % 2;
+            if (key < range[i / 2].x || key >= range[i / 2].y) s[j][i] = -INFINITY;
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kMine / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) most[i / 2] = fmaxf(most[i / 2], s[j][i]);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], 1));
+        most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], 2));
+      }
+      float base[2], shrink[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        base[h] = most[h] == -INFINITY ? 0.f : most[h] * scale;  // nothing of this row yet
+        shrink[h] = exp2f(top[h] * scale - base[h]);
+        top[h] = most[h];
+        sum[h] *= shrink[h];
+      }
+#pragma unroll
+      for (int j = 0; j < kMine / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          s[j][i] = exp2f(fmaf(s[j][i], scale, -base[i / 2]));
+          sum[i / 2] += s[j][i];
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < D / 8; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[j][i] *= shrink[i / 2];
+      }
+#pragma unroll
+      for (int j = 0; j < kMine / 16; ++j) {
+        const uint32_t p[4] = {PackPair<T>(s[2 * j][0], s[2 * j][1]), PackPair<T>(s[2 * j][2], s[2 * j][3]),
+                               PackPair<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
+                               PackPair<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+#pragma unroll
+        for (int i = 0; i < D / 16; ++i) {
+          uint32_t v[4];
+          LoadMatrix4Transposed(v, v_tile + PieceOffset<kBytes>(j * 16 + lane % 16, i * 2 + lane / 16));
+          MultiplyAdd<T>(out[2 * i], p, v[0], v[1]);
+          MultiplyAdd<T>(out[2 * i + 1], p, v[2], v[3]);
+        }
+      }
+    }
+    __syncthreads();  // the next block's copies overwrite this one's place
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+  }
+  WaitCopies<0>();
+  __syncthreads();
+
+  if constexpr (kKeyWarps > 1) {
+    // Each warp leaves its sums in place of the keys; every thread then puts together pieces of 8 columns.
+    constexpr int kRow = D + 4;  // floats: D sums, the largest score, the sum of weights
+    float* parts = reinterpret_cast<float*>(shared) + kQueries * kBytes / 4;
+    float* mine = parts + (key_warp * kQueries + warp * 16) * kRow;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float* row = mine + (lane / 4 + 8 * h) * kRow;
+#pragma unroll
+      for (int j = 0; j < D / 8; ++j) {
+        *reinterpret_cast<float2*>(row + j * 8 + lane % 4 * 2) = make_float2(out[j][2 * h], out[j][2 * h + 1]);
+      }
+      if (lane % 4 == 0) row[D] = top[h], row[D + 1] = sum[h];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
+      const int r = i / kPieces, piece = i % kPieces;
+      if (token0 + r >= tokens || piece * 8 >= head_size) continue;
+      float most = -INFINITY, total = 0.f, all[8] = {};
+#pragma unroll
+      for (int w = 0; w < kKeyWarps; ++w) most = fmaxf(most, parts[(w * kQueries + r) * kRow + D]);
+      if (most == -INFINITY) most = 0.f;
+#pragma unroll
+      for (int w = 0; w < kKeyWarps; ++w) {
+        const float* row = parts + (w * kQueries + r) * kRow;
+        const float weight = exp2f((row[D] - most) * scale);
+        total = fmaf(weight, row[D + 1], total);
+        float values[8];
+        Load8(row + piece * 8, values);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) all[c] = fmaf(weight, values[c], all[c]);
+      }
+      const float inverse = total > 0.f ? 1.f / total : 0.f;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) all[c] *= inverse;
+      Store8(context + (token0 + r) * ld_context + head + piece * 8, all);
+    }
+  } else {
+    // The warp's own queries have been read: its results turn around in their place.
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float inverse = sum[h] > 0.f ? 1.f / sum[h] : 0.f;
+#pragma unroll
+      for (int j = 0; j < D / 8; ++j) {
+        const uint32_t address = q_tile + PieceOffset<kBytes>(warp * 16 + lane / 4 + 8 * h, j) + lane % 4 * 4;
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(address),
+                     "r"(PackPair<T>(out[j][2 * h] * inverse, out[j][2 * h + 1] * inverse))
+                     : "memory");
+      }
+    }
+    __syncwarp();
+    for (int i = lane; i < 16 * kPieces; i += 32) {
+      const int r = warp * 16 + i / kPieces, piece = i % kPieces;
+      if (token0 + r >= tokens || piece * 8 >= head_size) continue;
+      uint32_t v[4];
+      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                   : "r"(q_tile + PieceOffset<kBytes>(r, piece))
+                   : "memory");
+      *reinterpret_cast<uint4*>(context + (token0 + r) * ld_context + head + piece * 8) =
+          make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
+// queries: (count, ld_queries), the part of queries alone. Query i sees keys [ranges[i].x, ranges[i].y).
+template <typename T>
+__global__ void __launch_bounds__(128)
+    AttendWarps(const T* __restrict__ queries, int64_t ld_queries, const T* __restrict__ keys, int64_t ld, int part,
+                int head_size, const int2* __restrict__ ranges, int count, float scale, T* __restrict__ context,
+                int64_t ld_context) {
+  constexpr int kMost = 128;
+  __shared__ alignas(16) float q[4][kMost];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int query = blockIdx.x * 4 + warp, head = blockIdx.y * head_size;
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  if (query >= count) return;
+  for (int d = lane; d < head_size; d += 32) q[warp][d] = ToFloat(queries[query * ld_queries + head + d]);
+  __syncwarp();
+  const int2 range = ranges[query];
+  const bool whole = head_size % 8 == 0;
+  float out[kMost / 32] = {}, top = -INFINITY, sum = 0.f;
+  for (int key0 = range.x; key0 < range.y; key0 += 32) {
+    float s = -INFINITY;
+    if (key0 + lane < range.y) {
+      const T* k = keys + (key0 + lane) * ld + head;
+      s = 0.f;
+      if (whole) {
+        for (int d = 0; d < head_size; d += 8) {
+          float values[8];
+          Load8(k + d, values);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) s = fmaf(values[i], q[warp][d + i], s);
+        }
+      } else {
+        for (int d = 0; d < head_size; ++d) s = fmaf(ToFloat(k[d]), q[warp][d], s);
+      }
+    }
+    const float most = fmaxf(top, WarpMax(s));
+    const float shrink = exp2f((top - most) * scale), p = exp2f((s - most) * scale);
+    top = most;
+    sum = sum * shrink + WarpSum(p);
+#pragma unroll
+    for (int i = 0; i < kMost / 32; ++i) out[i] *= shrink;
+    const int here = min(32, range.y - key0);
+    const T* v = keys + key0 * ld + part + head;
+#pragma unroll 4
+    for (int j = 0; j < here; ++j) {
+      const float weight = __shfl_sync(0xffffffffu, p, j);
+#pragma unroll
+      for (int i = 0; i < kMost / 32; ++i) {
+        const int d = i * 32 + lane;
+        if (d < head_size) out[i] = fmaf(weight, ToFloat(v[j * ld + d]), out[i]);
+      }
+    }
+  }
+  const float inverse = sum > 0.f ? 1.f / sum : 0.f;
+#pragma unroll
+  for (int i = 0; i < kMost / 32; ++i) {
+    const int d = i * 32 + lane;
+    if (d < head_size) context[query * ld_context + head + d] = FromFloat<T>(out[i] * inverse);
+  }
+}
+
+template <typename T, int D, int kQueryWarps, int kKeyWarps>
+cudaError_t LaunchTiles(const Machine& machine, const Attention& a, cudaStream_t stream) {
+  constexpr int kQueries = kQueryWarps * 16, kKeys = kKeyWarps == 1 ? 64 : 32 * kKeyWarps;
+  constexpr int kShared = (kQueries + 4 * kKeys) * D * 2;
+  static_assert(kKeyWarps == 1 || kKeyWarps * kQueries * (D + 4) * 4 <= 4 * kKeys * D * 2, "partial sums do not fit");
+  const auto kernel = AttendTiles<T, D, kQueryWarps, kKeyWarps>;
+  static std::atomic<uint64_t> allowed{0};
+  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
+  if (refused != cudaSuccess) return refused;
+  LaunchShape shape;
+  shape.grid = dim3(CeilDiv(a.count, kQueries), a.heads);
+  shape.block = dim3(kQueryWarps * kKeyWarps * 32);
+  shape.shared = kShared;
+  shape.stream = stream;
+  shape.dependent = machine.dependent_launch;
+  const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
+  return Launch(shape, kernel, static_cast<const T*>(a.qkv), a.ld, a.part, a.head_size, a.ranges, a.count, scale,
+                static_cast<T*>(a.context), a.ld_context);
+}
+
+template <typename T, int D>
+cudaError_t LaunchTilesBySize(const Machine& machine, const Attention& a, cudaStream_t stream) {
+  constexpr int kKeyWarps = D == 128 ? 2 : 4;  // what fits into an Ada or Ampere multiprocessor's shared memory
+  // Few tokens: small tiles whose keys are shared, so that every multiprocessor takes part and none waits long.
+  const int warps = CeilDiv(a.count, 16) * a.heads;
+  if (warps <= machine.sms * 2) return LaunchTiles<T, D, 1, kKeyWarps>(machine, a, stream);
+  return warps <= machine.sms * 12 ? LaunchTiles<T, D, 2, 2>(machine, a, stream)
+                                   : LaunchTiles<T, D, 4, 1>(machine, a, stream);
+}
+
+template <typename T>
+cudaError_t LaunchWarps(const Machine& machine, const Attention& a, cudaStream_t stream) {
+  LaunchShape shape;
+  shape.grid = dim3(CeilDiv(a.count, 4), a.heads);
+  shape.block = dim3(128);
+  shape.stream = stream;
+  shape.dependent = machine.dependent_launch;
+  const T* qkv = static_cast<const T*>(a.qkv);
+  const bool own = a.first_queries != nullptr;
+  return Launch(shape, AttendWarps<T>, own ? static_cast<const T*>(a.first_queries) : qkv, own ? a.ld_context : a.ld,
+                qkv + a.part, a.ld, a.part, a.head_size, a.ranges, a.count,
+                kLog2E / sqrtf(static_cast<float>(a.head_size)), static_cast<T*>(a.context), a.ld_context);
+}
+
+template <typename T>
+cudaError_t RunHalfAttention(const Machine& machine, const Attention& a, cudaStream_t stream) {
+  if (a.first_queries != nullptr || a.head_size % 8 != 0) return LaunchWarps<T>(machine, a, stream);
+  if (a.head_size <= 32) return LaunchTilesBySize<T, 32>(machine, a, stream);
+  if (a.head_size <= 64) return LaunchTilesBySize<T, 64>(machine, a, stream);
+  return LaunchTilesBySize<T, 128>(machine, a, stream);
+}
+
+}  // namespace
+
+cudaError_t RunAttention(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
+  if (element == Element::kFloat) return LaunchWarps<float>(machine, a, stream);
+  return element == Element::kHalf ? RunHalfAttention<Half>(machine, a, stream)
+                                   : RunHalfAttention<BFloat>(machine, a, stream);
+}
+
+}  // namespace cuda
+}  // namespace ftbert

@@ -1,0 +1,176 @@
+// The CUDA backend's own structures: packed weights and the buffers of one run.
+#ifndef FTBERT_CUDA_BACKEND_H_
+#define FTBERT_CUDA_BACKEND_H_
+
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+#include "cuda/device.h"
+#include "cuda/gemm.h"
+#include "cuda/kernels.h"
+#include "cuda/plans.h"
+
+namespace ftbert {
+namespace cuda {
+
+struct CudaLinear final : PackedLinear {
+  size_t bytes() const override { return w.bytes() + half.bytes() + bias.bytes() + bias_half.bytes() + scale.bytes(); }
+  Element element = Element::kHalf;
+  int k = 0, part = 0, parts = 1;  // padded inputs, padded outputs of a part
+  int outputs = 0;                 // of a part, not padded
+  DeviceArray w;                   // (parts * part, k)
+  DeviceArray half;                // the same in fp16, where w is fp8 but also classifies
+  DeviceArray bias;                // (parts * part,) fp32
+  DeviceArray bias_half;           // likewise in 16 bits
+  DeviceArray scale;               // (parts * part,) fp8: of each output
+  float longest = 0.f;             // Euclidean length of the longest output's weights
+  float largest_bias = 0.f;
+};
+
+struct CudaNorm final : NormParameters {
+  DeviceArray gamma, beta;
+};
+
+struct CudaEmbeddings final : EmbeddingTables {
+  size_t bytes() const override { return words.bytes() + positions.bytes() + segments.bytes(); }
+  DeviceArray words, positions, segments;  // (rows, pitch)
+};
+
+// The rows that a part of the loop works on: all tokens, or each row's first.
+struct Rows {
+  int count = 0;
+  void* states = nullptr;  // (count, pitch)
+  void* spare = nullptr;   // the other place of `states`, where a product normalizes on its way; null: none
+  void* delta = nullptr;   // (count, pitch) what is to be added to states
+  void* context = nullptr;
+  void* wide = nullptr;    // (count, feed-forward pitch); shares its place with queries, keys, values and context
+  Quantized quantized;
+  const CudaNorm* pending = nullptr;  // states and delta still wait for this norm
+};
+
+// Everything a run reads and writes, in one stretch of device memory.
+struct Slots {
+  Rows all, first;
+  void* qkv = nullptr;
+  void* first_query = nullptr;
+  void* pooled = nullptr;
+  float* logits = nullptr;         // device memory, or pinned where few
+  int2 *ranges = nullptr, *row_ranges = nullptr;
+  const Token* tokens = nullptr;   // device memory, or pinned where few
+  const int2* row_source = nullptr;
+};
+
+// What a graph was recorded for: sizes after rounding up.
+struct GraphKey {
+  int tokens = 0, rows = 0;
+  bool all_tokens = false;
+  bool operator==(const GraphKey& o) const {
+    return tokens == o.tokens && rows == o.rows && all_tokens == o.all_tokens;
+  }
+};
+
+struct RecordedGraph {
+  GraphKey key;
+  cudaGraphExec_t run = nullptr;  // null: seen once, not recorded yet
+  void *all_states = nullptr, *first_states = nullptr;  // where it leaves them
+};
+
+struct Reach {
+  const void* address;
+  int64_t bytes;
+};
+
+struct CudaWorkspace final : Workspace, Slots {
+  explicit CudaWorkspace(int device_index) : device(device_index) {}
+  ~CudaWorkspace() override;
+  void DropGraphs();
+
+  int device;
+  cudaStream_t stream = nullptr;
+  int token_room = 0, row_room = 0;  // what the arena holds
+  DeviceArray arena, scratch;
+  uint8_t* pinned = nullptr;         // inputs, then logits
+  size_t pinned_bytes = 0;
+  bool logits_pinned = false;
+  Shape real;                        // `shape` holds the rounded sizes
+  bool recorded = false;             // this run replays or records a graph: sizes are rounded
+
+  std::list<RecordedGraph> graphs;   // most recently used first
+  std::vector<Reach> sequence, last_sequence;  // weights in the order of use, now and in the pass before
+  cudaError_t error = cudaSuccess;
+  std::string failed;                // what was being done
+};
+
+// While a stream of this process records, no other thread may take memory or wait for the whole device.
+std::mutex& RecordingMutex();
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const Config& config, Precision precision, const Machine& machine);
+
+  // load.cc
+  Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override;
+  Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) override;
+  Status PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
+                        std::unique_ptr<EmbeddingTables>* packed) override;
+
+  // run.cc
+  Status NewWorkspace(std::unique_ptr<Workspace>* workspace) override;
+  Status Upload(Workspace* workspace, const Shape& shape, const Batch& batch) override;
+  Status Execute(Workspace* workspace, const std::function<void()>& loop) override;
+  Status Download(Workspace* workspace, const Outputs& outputs) override;
+  Status Tune(const std::vector<int32_t>& token_counts) override;
+
+  // loop.cc
+  void Embed(Workspace* w, const EmbeddingTables& tables, const NormParameters& norm) override;
+  void Linear(Workspace* w, Span span, Slot in, const PackedLinear& weight, PartRange parts, Slot out) override;
+  void Attend(Workspace* w, Span span) override;
+  void GatherFirst(Workspace* w) override;
+  void LinearAddNorm(Workspace* w, Span span, Slot in, const PackedLinear& weight, Slot residual,
+                     const NormParameters& norm) override;
+  void FeedForward(Workspace* w, Span span, Slot states, const PackedLinear& up, const PackedLinear& down,
+                   const NormParameters& norm) override;
+  void Pool(Workspace* w, const PackedLinear& weight) override;
+  void Classify(Workspace* w, const PackedLinear& weight) override;
+
+  std::string Name() const override;
+  std::string DescribeFields() const override;
+
+ private:
+  Status PackPart(const SourceMatrix& source, int index, CudaLinear* to);
+  Status PackTable(const SourceTable& source, DeviceArray* to);
+  Status MakeRoom(CudaWorkspace* w, int tokens, int rows);
+  // Points the slots into an arena; null: only its size is wanted.
+  size_t Arrange(uint8_t* arena, int tokens, int rows, Slots* slots) const;
+  Status RunLoop(CudaWorkspace* w, const std::function<void()>& loop);
+  Status Record(CudaWorkspace* w, RecordedGraph* graph, const std::function<void()>& loop);
+
+  Norm NormOf(const CudaNorm& norm) const;
+  Gemm Product(const CudaLinear& weight, int first_part, int parts) const;
+  void Multiply(CudaWorkspace* w, Gemm gemm, const char* doing);
+  // x = the rows' states, in the type that `weight` wants; a norm that still waits is done on the way or before.
+  void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
+  void Settle(CudaWorkspace* w, Rows* rows);
+  void Check(CudaWorkspace* w, cudaError_t error, const char* doing) const;
+
+  Config config_;
+  Precision precision_;
+  Machine machine_;
+  Element element_;    // of activations, and of weights that are not fp8
+  int pitch_, wide_;   // of H and of F columns
+  PlanTable plans_;
+  std::vector<const CudaLinear*> packed_;  // for Tune; owned by the engine
+  mutable std::mutex mutex_;
+  size_t workspace_bytes_ = 0;             // of all workspaces
+};
+
+int ActOf(Activation activation);  // as Gemm::act
+
+}  // namespace cuda
+}  // namespace ftbert
+
+#endif  // FTBERT_CUDA_BACKEND_H_

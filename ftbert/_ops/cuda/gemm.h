@@ -1,0 +1,172 @@
+// Matrix products: out (M, N) = act(x (M, K) w (N, K)^T + bias), and the kernels that can compute them.
+//
+// Both operands are K-major (row-major x, weights stored output by output), rows 16-byte aligned, N and K multiples of 16
+// (padding columns hold zeros, padding weights too). A Plan names a kernel; PlanFor and Search choose it.
+#ifndef FTBERT_CUDA_GEMM_H_
+#define FTBERT_CUDA_GEMM_H_
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ftbert {
+namespace cuda {
+
+enum class Act : int { kNone = 0, kGeluErf = 1, kGeluTanh = 2, kRelu = 3, kTanh = 4 };
+
+constexpr float kFloat8Max = 448.f;  // the largest e4m3
+
+__host__ __device__ constexpr int RoundUp(int value, int multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+__host__ __device__ constexpr int CeilDiv(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+enum class Element : int { kFloat = 0, kHalf = 1, kBFloat = 2, kFloat8 = 3 };
+
+inline int ElementBytes(Element e) { return e == Element::kFloat ? 4 : (e == Element::kFloat8 ? 1 : 2); }
+
+// A scale of each row m: gain * values[m] + offset; no values: 1.
+struct RowScale {
+  const float* values = nullptr;
+  float gain = 1.f;
+  float offset = 0.f;
+};
+
+// x made by the product itself: out = x = norm(states + delta). See gemm_split.cu.
+struct GemmNorm {
+  const void* states = nullptr;  // (m, pitch); null: x is given
+  const void* delta = nullptr;   // (m, pitch)
+  void* out = nullptr;           // (m, pitch), not states
+  float* length_out = nullptr;   // (m,) fp8: Euclidean length of each row
+  const float* gamma = nullptr;
+  const float* beta = nullptr;
+  float epsilon = 0.f;
+  int width = 0;
+  int64_t pitch = 0;
+};
+
+struct Gemm {
+  int m = 0, n = 0, k = 0;
+  Element in = Element::kHalf;   // of x and w; fp8 products come out as out_type with fp32 accumulation
+  Element out_type = Element::kHalf;
+  const void* x = nullptr;       // (m, ldx)
+  int64_t ldx = 0;
+  const void* w = nullptr;       // (n, k)
+  const float* bias = nullptr;   // (n,)
+  const void* bias_half = nullptr;  // (n,) in the type of `in`, for kLt; null: not there
+  void* out = nullptr;           // (m, ldo)
+  int64_t ldo = 0;
+  int act = 0;                   // Act
+  RowScale x_scale;              // fp8 in: x = stored * scale
+  const float* w_scale = nullptr;  // fp8 in: (n,)
+  RowScale out_scale;            // fp8 out: stored = value / scale
+  GemmNorm norm;                 // kSplit only
+  void* scratch = nullptr;         // cuBLASLt's
+  int64_t scratch_bytes = 0;
+  const void* prefetch = nullptr;  // weights needed soon, brought into L2 while this product runs
+  int64_t prefetch_bytes = 0;
+};
+
+enum class Family : int { kSimt = 0, kMma = 1, kWgmma = 2, kSplit = 3, kLt = 4 };
+
+// What runs a product: a kernel of a family and, for kSplit, how many CTAs share K.
+struct Plan {
+  Family family = Family::kMma;
+  int variant = 0;
+  int split = 1;
+  bool operator==(const Plan& o) const { return family == o.family && variant == o.variant && split == o.split; }
+};
+
+struct Machine {
+  int device = 0;
+  int sms = 0;
+  int capability = 0;        // 90 for 9.0
+  bool hopper = false;       // wgmma kernels are in this build and run here
+  bool dependent_launch = false;
+  std::string name;
+  size_t memory = 0;
+};
+
+// Kernel launches. Each returns the launch's error.
+cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& gemm, cudaStream_t stream);
+
+// The plan known to be good for shapes like this one without measuring.
+Plan PlanFor(const Machine& machine, const Gemm& gemm);
+// Everything that can run it, for Search.
+std::vector<Plan> Candidates(const Machine& machine, const Gemm& gemm);
+std::string PlanName(const Plan& plan);
+
+// One per family (gemm_<family>.cu).
+cudaError_t RunSimt(const Machine& machine, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunMma(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunWgmmaHalf(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunWgmmaBFloat(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunWgmmaFloat8(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& gemm, cudaStream_t stream);
+
+// Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share one),
+// and how many CTAs of a cluster share the weight tile.
+struct WgmmaTile {
+  int rows, columns;
+  bool alternate;
+  int cluster;
+};
+constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1}, {128, 128, true, 2},  {128, 192, true, 1},  {128, 256, false, 1},
+                                     {128, 256, false, 2}, {128, 192, false, 1}, {128, 128, false, 1}, {128, 96, false, 1},
+                                     {128, 64, false, 1},  {64, 256, true, 2},   {64, 96, true, 1}};
+constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
+
+// Tokens of a tile of the split-K kernel.
+constexpr int kSplitTokens[] = {32, 64};
+constexpr int kSplitVariants = 2;
+constexpr int kSplitNormWidth = 1024;  // widest row that the split-K kernel normalizes itself
+
+// Launch with the attribute that lets the kernel start before the one before it has ended.
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared = 0;
+  cudaStream_t stream = nullptr;
+  int cluster = 1;
+  bool dependent = false;
+};
+
+// Lets `kernel` use `bytes` of shared memory on this device, once; `done` holds a bit for each device.
+inline cudaError_t AllowShared(const Machine& machine, const void* kernel, int bytes, std::atomic<uint64_t>* done) {
+  const uint64_t bit = uint64_t{1} << (machine.device & 63);
+  if (done->load(std::memory_order_acquire) & bit) return cudaSuccess;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) done->fetch_or(bit, std::memory_order_release);
+  return error;
+}
+
+template <typename... Parameters, typename... Values>
+cudaError_t Launch(const LaunchShape& shape, void (*kernel)(Parameters...), Values... values) {
+  cudaLaunchAttribute attributes[2];
+  int count = 0;
+  if (shape.dependent) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = shape.cluster;
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared;
+  config.stream = shape.stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(values)...);
+}
+
+}  // namespace cuda
+}  // namespace ftbert
+
+#endif  // FTBERT_CUDA_GEMM_H_

@@ -1,0 +1,375 @@
+// Matrix products of few rows (up to about 256) on Hopper, where latency and reading the weights are all the time there is.
+//
+// Contract: x (M, K) and w (N, K) as gemm.h says. A CTA owns 64 outputs of kTokens rows and takes its whole share of K into
+// shared memory at once (no ring); four warpgroups multiply a quarter of it each, with the weights as the 64-row operand,
+// and add up in shared memory. Where K is long a cluster of `split` CTAs shares it and adds up through distributed shared
+// memory. The weights are asked for before the previous kernel has ended (they do not depend on it), and those of a later
+// product are brought into L2.
+//
+// kNorm: x is not read but made here, norm(states + delta), by every CTA for its own rows; the CTAs of the first outputs
+// also write it out. That spares a kernel between two products, which at this size costs as much as a product.
+#include "cuda/epilogue.cuh"
+#include "cuda/hopper.cuh"
+#include "cuda/tensor_map.h"
+
+namespace ftbert {
+namespace cuda {
+namespace {
+
+constexpr int kOutputs = 64;  // of a tile
+constexpr int kGroups = 4;    // warpgroups
+constexpr int kThreads = kGroups * 128;
+constexpr int kMostSlices = 16;
+constexpr int kPitch = kOutputs + 4;  // floats between tokens of a partial sum: no two lanes share a bank
+
+// What states and delta are kept in where the product's operand is In.
+template <typename In>
+struct NormType {
+  using Type = In;
+};
+template <>
+struct NormType<Float8> {
+  using Type = Half;
+};
+
+struct Partial {
+  uint32_t at;  // shared memory: kGroups x kTokens x kPitch floats; of a cluster, the first holds the CTA's sum
+  int rank, split;
+};
+
+// The rows' scales when x was made here: in shared memory.
+struct LocalScales {
+  const float* scale;
+  const float* norm;
+};
+
+__device__ __forceinline__ float4 LoadShared4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void Add4(float4* sum, const float4& v) {
+  sum->x += v.x, sum->y += v.y, sum->z += v.z, sum->w += v.w;
+}
+
+template <typename In, typename Out, Act kAct, int kTokens>
+__device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs& e, int token0, int output0,
+                                            const float4& bias, const float4& w_scale, const LocalScales& local) {
+  constexpr bool kScaled = sizeof(In) == 1;
+  const int share = CeilDiv(kTokens, p.split), end = min(kTokens, (p.rank + 1) * share);
+  const int n = threadIdx.x % 16 * 4;
+  for (int t = p.rank * share + threadIdx.x / 16; t < end; t += kThreads / 16) {
+    const int m = token0 + t;
+    if (m >= e.m || output0 + n >= e.n) continue;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    const uint32_t at = p.at + (t * kPitch + n) * 4;
+    if (p.split == 1) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) Add4(&sum, LoadShared4(at + g * kTokens * kPitch * 4));
+    } else {
+      for (int r = 0; r < p.split; ++r) Add4(&sum, LoadRemote4(at, r));
+    }
+    if (kScaled) {
+      const float x_scale = local.scale != nullptr ? local.scale[t] : RowScaleOf(e.x_scale, m, e.m);
+      sum.x *= x_scale * w_scale.x, sum.y *= x_scale * w_scale.y;
+      sum.z *= x_scale * w_scale.z, sum.w *= x_scale * w_scale.w;
+    }
+    sum.x = Activate<kAct, false>(sum.x + bias.x), sum.y = Activate<kAct, false>(sum.y + bias.y);
+    sum.z = Activate<kAct, false>(sum.z + bias.z), sum.w = Activate<kAct, false>(sum.w + bias.w);
+    Out* to = static_cast<Out*>(e.out) + m * e.ldo + output0 + n;
+    if constexpr (sizeof(Out) == 2) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(PackPair<Out>(sum.x, sum.y), PackPair<Out>(sum.z, sum.w));
+    } else {
+      const float inverse = 1.f / (local.norm != nullptr ? fmaf(e.out_scale.gain, local.norm[t], e.out_scale.offset)
+                                                         : RowScaleOf(e.out_scale, m, e.m));
+      *reinterpret_cast<uint32_t*>(to) =
+          PackFloat8Pair(sum.x * inverse, sum.y * inverse) |
+          static_cast<uint32_t>(PackFloat8Pair(sum.z * inverse, sum.w * inverse)) << 16;
+    }
+  }
+}
+
+// Rows of norm(states + delta) -> the x tiles of slices [begin, begin + slices), swizzled as the copy engine would. Width
+// of at most 1024, a multiple of 8. T: of states and delta.
+template <typename In, typename T, int kTokens>
+__device__ __forceinline__ void MakeRows(const GemmNorm& norm, uint32_t base, int slice_bytes, int begin, int slices,
+                                         int token0, int rows, bool write, float* scales, float* norms) {
+  constexpr int kSlice = 128 / sizeof(In), kPieces = 4, kAtOnce = 2;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int r0 = warp * kAtOnce; r0 < kTokens; r0 += kThreads / 32 * kAtOnce) {
+    float x[kAtOnce][kPieces][8];
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) {
+      const int64_t row = token0 + r0 + a;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int column = (i * 32 + lane) * 8;
+        float d[8];
+#pragma unroll
+        for (int c = 0; c < 8; ++c) x[a][i][c] = d[c] = 0.f;
+        if (row >= rows || column >= norm.width) continue;
+        Load8(static_cast<const T*>(norm.states) + row * norm.pitch + column, x[a][i]);
+        Load8(static_cast<const T*>(norm.delta) + row * norm.pitch + column, d);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) x[a][i][c] += d[c];
+      }
+    }
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) {
+      const int r = r0 + a;
+      const int64_t row = token0 + r;
+      float sum = 0.f, squares = 0.f;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+#pragma unroll
+        for (int c = 0; c < 8; ++c) sum += x[a][i][c];
+      }
+      const float mean = WarpSum(sum) / norm.width;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        if ((i * 32 + lane) * 8 < norm.width) {
+#pragma unroll
+          for (int c = 0; c < 8; ++c) squares = fmaf(x[a][i][c] - mean, x[a][i][c] - mean, squares);
+        }
+      }
+      const float scale = rsqrtf(WarpSum(squares) / norm.width + norm.epsilon);
+      float most = 0.f, length = 0.f;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int column = (i * 32 + lane) * 8;
+        if (column >= norm.width) continue;
+        float gamma[8], beta[8];
+        Load8(norm.gamma + column, gamma);
+        Load8(norm.beta + column, beta);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+          x[a][i][c] = fmaf((x[a][i][c] - mean) * scale, gamma[c], beta[c]);
+          if (sizeof(In) == 1) {
+            most = fmaxf(most, fabsf(x[a][i][c]));
+            length = fmaf(x[a][i][c], x[a][i][c], length);
+          }
+        }
+        if (write && row < rows) Store8(static_cast<T*>(norm.out) + row * norm.pitch + column, x[a][i]);
+      }
+      float inverse = 1.f;
+      if (sizeof(In) == 1) {
+        most = WarpMax(most);
+        length = sqrtf(WarpSum(length));
+        inverse = most > 0.f ? kFloat8Max / most : 0.f;
+        if (lane == 0) {
+          scales[r] = most / kFloat8Max;
+          norms[r] = length;
+          if (write && row < rows) norm.length_out[row] = length;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int column = (i * 32 + lane) * 8, slice = column / kSlice - begin;
+        if (slice < 0 || slice >= slices) continue;  // past the width, within the last slice, zeros are written
+        const float* v = x[a][i];
+        const uint32_t tile = base + slice * slice_bytes + kOutputs * 128 + r * 128;
+        const int byte = column % kSlice * static_cast<int>(sizeof(In));
+        const uint32_t to = tile + ((byte / 16 ^ (r & 7)) * 16) + byte % 16;
+        if constexpr (sizeof(In) == 2) {
+          asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(PackPair<In>(v[0], v[1])),
+                       "r"(PackPair<In>(v[2], v[3])), "r"(PackPair<In>(v[4], v[5])), "r"(PackPair<In>(v[6], v[7]))
+                       : "memory");
+        } else {
+          const uint32_t low = PackFloat8Pair(v[0] * inverse, v[1] * inverse) |
+                               static_cast<uint32_t>(PackFloat8Pair(v[2] * inverse, v[3] * inverse)) << 16;
+          const uint32_t high = PackFloat8Pair(v[4] * inverse, v[5] * inverse) |
+                                static_cast<uint32_t>(PackFloat8Pair(v[6] * inverse, v[7] * inverse)) << 16;
+          asm volatile("st.shared.v2.b32 [%0], {%1,%2};" ::"r"(to), "r"(low), "r"(high) : "memory");
+        }
+      }
+    }
+  }
+}
+
+// Grid (split, outputs / 64, tokens / kTokens), clusters of split CTAs.
+template <typename In, typename Out, int kTokens, bool kNorm>
+__global__ void __launch_bounds__(kThreads, 1)
+    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map, const EpilogueArgs e,
+               const GemmNorm norm, const void* prefetch, int64_t prefetch_bytes) {
+#if FTBERT_HOPPER
+  constexpr int kSlice = 128 / sizeof(In);
+  constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
+  extern __shared__ uint8_t raw[];
+  __shared__ alignas(8) uint64_t landed[kMostSlices];
+  __shared__ float scales[kTokens], norms[kTokens];
+  const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
+  const uint32_t barriers = SharedAddress(landed);
+  const int split = gridDim.x, rank = blockIdx.x;
+  const int output0 = blockIdx.y * kOutputs, token0 = blockIdx.z * kTokens;
+  const int all = CeilDiv(e.k, kSlice);
+  const int begin = all * rank / split, slices = all * (rank + 1) / split - begin;
+
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < slices; ++s) BarrierInit(barriers + 8 * s, 1);
+    BarrierInitFence();
+    for (int s = 0; s < slices; ++s) {
+      BarrierExpect(barriers + 8 * s, kNorm ? kOutputs * 128 : kSliceBytes);
+      LoadTile(base + s * kSliceBytes, &w_map, barriers + 8 * s, (begin + s) * kSlice, output0);
+    }
+  }
+  const int my_output = output0 + threadIdx.x % 16 * 4;
+  float4 bias = make_float4(0.f, 0.f, 0.f, 0.f), w_scale = bias;
+  if (my_output < e.n) {
+    bias = __ldg(reinterpret_cast<const float4*>(e.bias + my_output));
+    if (sizeof(In) == 1) w_scale = __ldg(reinterpret_cast<const float4*>(e.w_scale + my_output));
+  }
+  __syncthreads();
+  LetNextKernelStart();
+  WaitForPreviousKernel();
+  if (!kNorm && threadIdx.x == 0) {
+    for (int s = 0; s < slices; ++s) {
+      LoadTile(base + s * kSliceBytes + kOutputs * 128, &x_map, barriers + 8 * s, (begin + s) * kSlice, token0);
+    }
+  }
+  if (threadIdx.x == 32 && prefetch_bytes > 0) {  // behind this product's own loads
+    const int64_t ctas = static_cast<int64_t>(gridDim.x) * gridDim.y * gridDim.z;
+    const int64_t index = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    const int64_t share = (prefetch_bytes / 16 + ctas - 1) / ctas * 16, from = index * share;
+    if (from < prefetch_bytes) {
+      const int64_t left = prefetch_bytes - from;
+      PrefetchL2(static_cast<const uint8_t*>(prefetch) + from, static_cast<uint32_t>(share < left ? share : left));
+    }
+  }
+  if constexpr (kNorm) {
+    using T = typename NormType<In>::Type;
+    MakeRows<In, T, kTokens>(norm, base, kSliceBytes, begin, slices, token0, e.m, blockIdx.y == 0 && rank == 0, scales,
+                             norms);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what these stores wrote
+    __syncthreads();
+  }
+
+  const int group = threadIdx.x / 128;
+  float acc[kTokens / 2];
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.f;
+  for (int s = group; s < slices; s += kGroups) {
+    BarrierWait(barriers + 8 * s, 0);
+    const uint64_t w_tile = TileDescriptor(base + s * kSliceBytes);
+    const uint64_t x_tile = TileDescriptor(base + s * kSliceBytes + kOutputs * 128);
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      Wgmma<In, kTokens>::Run(acc, w_tile + 2 * step, x_tile + 2 * step, 1);
+    }
+    WgmmaCommit();
+  }
+  WgmmaWait<0>();
+  __syncthreads();  // every group has read its operands: their place takes the partial sums
+
+  const int lane = threadIdx.x % 32, output = threadIdx.x % 128 / 32 * 16 + lane / 4;
+  const uint32_t mine = base + group * kTokens * kPitch * 4;
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = 8 * j + lane % 4 * 2 + i % 2;
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(mine + (token * kPitch + output + i / 2 * 8) * 4), "f"(acc[4 * j + i])
+                   : "memory");
+    }
+  }
+  __syncthreads();
+  if (split > 1) {
+    const int n = threadIdx.x % 16 * 4;
+    for (int t = threadIdx.x / 16; t < kTokens; t += kThreads / 16) {
+      const uint32_t at = base + (t * kPitch + n) * 4;
+      float4 sum = LoadShared4(at);
+#pragma unroll
+      for (int g = 1; g < kGroups; ++g) Add4(&sum, LoadShared4(at + g * kTokens * kPitch * 4));
+      asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
+                   : "memory");
+    }
+    ClusterArrive();
+    ClusterWait();
+  }
+  const Partial partial{base, rank, split};
+  const LocalScales local{kNorm ? scales : nullptr, kNorm ? norms : nullptr};
+  switch (e.act) {
+    case Act::kNone:
+      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      break;
+    case Act::kGeluErf:
+      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      break;
+    case Act::kGeluTanh:
+      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      break;
+    case Act::kRelu:
+      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      break;
+    case Act::kTanh:
+      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      break;
+  }
+  if (split > 1) {  // a CTA that ended could not be read
+    ClusterArrive();
+    ClusterWait();
+  }
+#endif
+}
+
+template <typename In, typename Out, int kTokens, bool kNorm>
+cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gemm& g, cudaStream_t stream) {
+  constexpr int kSlice = 128 / sizeof(In);
+  const int slices = CeilDiv(CeilDiv(g.k, kSlice), split);
+  const int partial = kGroups * kTokens * kPitch * 4, operands = slices * (kOutputs + kTokens) * 128;
+  const auto kernel = GemmSplitK<In, Out, kTokens, kNorm>;
+  constexpr int kMostShared = 225 * 1024;
+  static std::atomic<uint64_t> allowed{0};
+  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kMostShared, &allowed);
+  if (refused != cudaSuccess) return refused;
+  CUtensorMap x_map, w_map;
+  cudaError_t error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kOutputs);
+  if (kNorm) {
+    x_map = w_map;  // not read
+  } else if (error == cudaSuccess) {
+    error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTokens);
+  }
+  if (error != cudaSuccess) return error;
+  LaunchShape shape;
+  shape.grid = dim3(split, CeilDiv(g.n, kOutputs), CeilDiv(g.m, kTokens));
+  shape.block = dim3(kThreads);
+  shape.shared = static_cast<size_t>(operands > partial ? operands : partial) + 1024;
+  shape.stream = stream;
+  shape.cluster = split;
+  shape.dependent = machine.dependent_launch;
+  if (slices > kMostSlices || slices < 1 || shape.shared > kMostShared) return cudaErrorInvalidValue;
+  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), g.norm, g.prefetch, g.prefetch_bytes);
+}
+
+template <typename In, typename Out>
+cudaError_t RunTokens(const Machine& machine, Element in, int variant, int split, const Gemm& g, cudaStream_t stream) {
+  if (g.norm.states != nullptr) {
+    return variant == 0 ? LaunchSplit<In, Out, kSplitTokens[0], true>(machine, in, split, g, stream)
+                        : LaunchSplit<In, Out, kSplitTokens[1], true>(machine, in, split, g, stream);
+  }
+  return variant == 0 ? LaunchSplit<In, Out, kSplitTokens[0], false>(machine, in, split, g, stream)
+                      : LaunchSplit<In, Out, kSplitTokens[1], false>(machine, in, split, g, stream);
+}
+
+}  // namespace
+
+cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& g, cudaStream_t stream) {
+  switch (g.in) {
+    case Element::kHalf:
+      return RunTokens<Half, Half>(machine, g.in, variant, split, g, stream);
+    case Element::kBFloat:
+      return RunTokens<BFloat, BFloat>(machine, g.in, variant, split, g, stream);
+    case Element::kFloat8:
+      return g.out_type == Element::kFloat8 ? RunTokens<Float8, Float8>(machine, g.in, variant, split, g, stream)
+                                            : RunTokens<Float8, Half>(machine, g.in, variant, split, g, stream);
+    case Element::kFloat:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace cuda
+}  // namespace ftbert

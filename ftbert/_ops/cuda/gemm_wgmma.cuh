@@ -1,0 +1,241 @@
+// Matrix products of many rows on Hopper: persistent CTAs of one copying and two multiplying warpgroups.
+//
+// Contract: x (M, K) and w (N, K) as gemm.h says. A CTA loops over tiles of kRows x kColumns; the copying warpgroup keeps
+// kStages slices of 128 bytes of K in flight through the copy engine. With kAlternate each multiplying warpgroup owns every
+// other tile, so that one's epilogue hides behind the other's products; otherwise both share each tile, 64 rows each. With a
+// cluster of 2 the two CTAs take neighbouring row blocks, and each loads half of the weight tile for both.
+#ifndef FTBERT_CUDA_GEMM_WGMMA_CUH_
+#define FTBERT_CUDA_GEMM_WGMMA_CUH_
+
+#include "cuda/epilogue.cuh"
+#include "cuda/hopper.cuh"
+#include "cuda/tensor_map.h"
+
+namespace ftbert {
+namespace cuda {
+
+template <typename Out, int kRows, int kColumns, bool kAlternate>
+struct WgmmaSizes {
+  static constexpr int kStageBytes = (kRows + kColumns) * 128;
+  // Each warp turns its 16 rows around in shared memory, so that a row is written in 16-byte pieces. Rows are padded by 16
+  // bytes against bank conflicts.
+  static constexpr int kPitch = kColumns * static_cast<int>(sizeof(Out)) + 16;
+  static constexpr int kStaging = 8 * 16 * kPitch;
+  static constexpr int kAvailable = 227 * 1024 - 1024 - 256;
+  static constexpr int kMost = (kAvailable - kStaging) / kStageBytes;
+  static constexpr int kStages = kMost > 7 ? 7 : kMost;
+  static constexpr int kShared = kStages * kStageBytes + kStaging + 1024 + 256;
+};
+
+template <typename In, typename Out, int kRows, int kColumns, bool kAlternate, int kCluster>
+__global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUtensorMap x_map,
+                                                    const __grid_constant__ CUtensorMap w_map, const EpilogueArgs e,
+                                                    const void* prefetch, int64_t prefetch_bytes) {
+#if FTBERT_HOPPER
+  using Sizes = WgmmaSizes<Out, kRows, kColumns, kAlternate>;
+  constexpr int kStages = Sizes::kStages;
+  constexpr int kSlice = 128 / sizeof(In);                      // values of K in a stage
+  constexpr int kBlocks = kAlternate ? kRows / 64 : 1;          // 64-row blocks of one warpgroup
+  constexpr int kConsumers = (kAlternate ? 1 : 2) * kCluster;   // warpgroups that must leave a stage
+  extern __shared__ uint8_t raw[];
+  const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
+  const uint32_t staging = base + kStages * Sizes::kStageBytes;
+  const uint32_t full = staging + Sizes::kStaging, empty = full + 8 * kStages;
+  const int warpgroup = threadIdx.x / 128;
+  const uint32_t rank = kCluster > 1 ? ClusterRank() : 0;
+  if (threadIdx.x == 0) {
+    PrefetchMap(&x_map);
+    PrefetchMap(&w_map);
+    for (int s = 0; s < kStages; ++s) {
+      BarrierInit(full + 8 * s, 1);
+      BarrierInit(empty + 8 * s, kConsumers);
+    }
+    BarrierInitFence();
+  }
+  if (kCluster > 1) {
+    ClusterArrive();
+    ClusterWait();
+  } else {
+    __syncthreads();
+  }
+  LetNextKernelStart();
+
+  const int columns = CeilDiv(e.n, kColumns);
+  const int tiles = columns * CeilDiv(CeilDiv(e.m, kRows), kCluster);
+  const int slices = CeilDiv(e.k, kSlice);
+  const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
+
+  if (warpgroup == 0) {
+    GiveRegisters<40>();
+    const auto load_x = [&](int stage, int slice, int row) {
+      LoadTile(base + stage * Sizes::kStageBytes, &x_map, full + 8 * stage, slice * kSlice, row);
+    };
+    const auto load_w = [&](int stage, int slice, int column) {
+      const uint32_t barrier = full + 8 * stage, w_tile = base + stage * Sizes::kStageBytes + kRows * 128;
+      BarrierExpect(barrier, Sizes::kStageBytes);
+      if (kCluster == 1) {
+        LoadTile(w_tile, &w_map, barrier, slice * kSlice, column);
+      } else {
+        constexpr int kShare = kColumns / kCluster;
+        LoadTileMulticast(w_tile + rank * kShare * 128, &w_map, barrier, slice * kSlice, column + rank * kShare,
+                          (1 << kCluster) - 1);
+      }
+    };
+    if (threadIdx.x == 0) {
+      // The weights of the first stages do not depend on the kernel before.
+      const int early = first < tiles ? (slices < kStages ? slices : kStages) : 0;
+      for (int slice = 0; slice < early; ++slice) load_w(slice, slice, first % columns * kColumns);
+      WaitForPreviousKernel();
+      int stage = 0;
+      uint32_t parity = 1;
+      bool ahead = true;
+      for (int tile = first; tile < tiles; tile += stride, ahead = false) {
+        const int column = tile % columns * kColumns;
+        const int row = (tile / columns * kCluster + rank) * kRows;
+        for (int slice = 0; slice < slices; ++slice) {
+          if (!ahead || slice >= early) {
+            BarrierWait(empty + 8 * stage, parity);
+            load_w(stage, slice, column);
+          }
+          load_x(stage, slice, row);
+          if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+          }
+        }
+      }
+    } else if (threadIdx.x == 32 && prefetch_bytes > 0) {
+      const int64_t share = (prefetch_bytes / 16 + gridDim.x - 1) / gridDim.x * 16, from = blockIdx.x * share;
+      const int64_t left = prefetch_bytes - from;
+      if (left > 0) {
+        PrefetchL2(static_cast<const uint8_t*>(prefetch) + from, static_cast<uint32_t>(share < left ? share : left));
+      }
+    }
+  } else {
+    TakeRegisters<232>();
+    WaitForPreviousKernel();  // row scales are read below
+    const int mine = warpgroup - 1;
+    const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+    const uint32_t my_staging = staging + (mine * 4 + warp) * 16 * Sizes::kPitch;
+    int slice_count = 0;  // slices of all tiles so far: names the stage and its parity
+    int turn = 0;
+    if (kAlternate && mine == 1) NamedBarrierArrive(1, 256);  // the first turn is warpgroup 0's
+    for (int tile = first; tile < tiles; tile += stride, turn ^= 1) {
+      if (kAlternate && turn != mine) {
+        slice_count += slices;
+        continue;
+      }
+      float acc[kBlocks][kColumns / 2];
+      if (kAlternate) NamedBarrierSync(1 + mine, 256);
+      int previous = -1;
+      for (int slice = 0; slice < slices; ++slice, ++slice_count) {
+        const int stage = slice_count % kStages;
+        BarrierWait(full + 8 * stage, slice_count / kStages & 1);
+        const uint32_t x_tile = base + stage * Sizes::kStageBytes + (kAlternate ? 0 : mine * 64 * 128);
+        const uint64_t w_tile = TileDescriptor(base + stage * Sizes::kStageBytes + kRows * 128);
+        WgmmaFence();
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block) {
+            Wgmma<In, kColumns>::Run(acc[block], TileDescriptor(x_tile + block * 64 * 128) + 2 * step, w_tile + 2 * step,
+                                     slice > 0 || step > 0);
+          }
+        }
+        WgmmaCommit();
+        WgmmaWait<1>();
+        if (previous >= 0 && threadIdx.x % 128 < kCluster) {
+          if (kCluster == 1) {
+            BarrierArrive(empty + 8 * previous);
+          } else {
+            BarrierArriveRemote(empty + 8 * previous, threadIdx.x % 128);
+          }
+        }
+        previous = stage;
+      }
+      if (kAlternate) NamedBarrierArrive(1 + (mine ^ 1), 256);
+      WgmmaWait<0>();
+      if (threadIdx.x % 128 < kCluster) {
+        if (kCluster == 1) {
+          BarrierArrive(empty + 8 * previous);
+        } else {
+          BarrierArriveRemote(empty + 8 * previous, threadIdx.x % 128);
+        }
+      }
+
+      const int column = tile % columns * kColumns;
+      const int row0 = (tile / columns * kCluster + rank) * kRows + (kAlternate ? 0 : mine * 64) + warp * 16;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        const int row = row0 + block * 64;
+        FinishFragmentBy<sizeof(In) == 1, kColumns>(acc[block], e, column + lane % 4 * 2, row + lane / 4);
+        StoreBlock<Out, kColumns, Sizes::kPitch>(acc[block], e, my_staging, row, column, lane);
+      }
+    }
+  }
+  if (kCluster > 1) {  // a CTA that ended could not take its neighbour's arrivals
+    __syncwarp();
+    ClusterArrive();
+    ClusterWait();
+  }
+#endif
+}
+
+template <typename In, typename Out, int kVariant>
+cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaStream_t stream) {
+  constexpr WgmmaTile kTile = kWgmmaTiles[kVariant];
+  using Sizes = WgmmaSizes<Out, kTile.rows, kTile.columns, kTile.alternate>;
+  static_assert(Sizes::kStages >= 3, "too little shared memory for this tile");
+  const auto kernel = GemmWgmma<In, Out, kTile.rows, kTile.columns, kTile.alternate, kTile.cluster>;
+  static std::atomic<uint64_t> allowed{0};
+  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
+  if (refused != cudaSuccess) return refused;
+  CUtensorMap x_map, w_map;
+  cudaError_t error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTile.rows);
+  if (error == cudaSuccess) error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kTile.columns / kTile.cluster);
+  if (error != cudaSuccess) return error;
+  const int tiles = CeilDiv(g.n, kTile.columns) * CeilDiv(CeilDiv(g.m, kTile.rows), kTile.cluster);
+  LaunchShape shape;
+  const int most = machine.sms / kTile.cluster;
+  shape.grid = dim3((tiles < most ? tiles : most) * kTile.cluster);
+  shape.block = dim3(384);
+  shape.shared = Sizes::kShared;
+  shape.stream = stream;
+  shape.cluster = kTile.cluster;
+  shape.dependent = machine.dependent_launch;
+  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), g.prefetch, g.prefetch_bytes);
+}
+
+template <typename In, typename Out>
+cudaError_t RunWgmma(const Machine& machine, Element in, int variant, const Gemm& g, cudaStream_t stream) {
+  switch (variant) {
+    case 0:
+      return LaunchWgmma<In, Out, 0>(machine, in, g, stream);
+    case 1:
+      return LaunchWgmma<In, Out, 1>(machine, in, g, stream);
+    case 2:
+      return LaunchWgmma<In, Out, 2>(machine, in, g, stream);
+    case 3:
+      return LaunchWgmma<In, Out, 3>(machine, in, g, stream);
+    case 4:
+      return LaunchWgmma<In, Out, 4>(machine, in, g, stream);
+    case 5:
+      return LaunchWgmma<In, Out, 5>(machine, in, g, stream);
+    case 6:
+      return LaunchWgmma<In, Out, 6>(machine, in, g, stream);
+    case 7:
+      return LaunchWgmma<In, Out, 7>(machine, in, g, stream);
+    case 8:
+      return LaunchWgmma<In, Out, 8>(machine, in, g, stream);
+    case 9:
+      return LaunchWgmma<In, Out, 9>(machine, in, g, stream);
+    case 10:
+      return LaunchWgmma<In, Out, 10>(machine, in, g, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace cuda
+}  // namespace ftbert
+
+#endif  // FTBERT_CUDA_GEMM_WGMMA_CUH_

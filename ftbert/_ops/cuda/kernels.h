@@ -1,0 +1,88 @@
+// The kernels that are no matrix product: embedding, layer norm, attention, gathering, classifying, packing.
+//
+// Activations are row-major with a row pitch in elements, a multiple of 16; columns past the true width hold zeros. With fp8,
+// a row that feeds a product is kept a second time as fp8 with its scale (Quantized).
+#ifndef FTBERT_CUDA_KERNELS_H_
+#define FTBERT_CUDA_KERNELS_H_
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/gemm.h"
+#include "ftbert/engine.h"
+
+namespace ftbert {
+namespace cuda {
+
+// One token as the host uploads it.
+struct Token {
+  int32_t id, segment;
+  int32_t row_begin, row_end;  // of the row it belongs to
+};
+
+struct Quantized {
+  uint8_t* values = nullptr;  // (rows, pitch) e4m3; null: not wanted
+  float* scale = nullptr;     // (rows,)  value = stored * scale
+  float* norm = nullptr;      // (rows,)  Euclidean length of the row: bounds what a product with it can give
+};
+
+struct Norm {
+  const float* gamma = nullptr;  // (width,)
+  const float* beta = nullptr;
+  float epsilon = 0.f;
+  int width = 0;
+  int64_t pitch = 0;
+};
+
+struct Embedding {
+  const void* words = nullptr;      // (V, pitch)
+  const void* positions = nullptr;  // (P, pitch)
+  const void* segments = nullptr;   // (S, pitch)
+  const Token* tokens = nullptr;    // (T,), device memory or pinned host memory
+  const int2* rows = nullptr;       // (B,), likewise
+  int count = 0, row_count = 0;
+  int2* ranges = nullptr;           // (T,) out, for attention
+  int2* row_ranges = nullptr;       // (B,) out
+};
+
+struct Attention {
+  const void* qkv = nullptr;  // (T, ld): queries at 0, keys at `part`, values at 2 * part
+  int64_t ld = 0;
+  int part = 0;
+  const void* first_queries = nullptr;  // (count, ld_context): queries of their own, one a range; null: those of qkv
+  const int2* ranges = nullptr;         // (count,) keys of each query
+  int count = 0, heads = 0, head_size = 0;
+  void* context = nullptr;    // (count, ld_context)
+  int64_t ld_context = 0;
+};
+
+cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& embedding, const Norm& norm, void* states,
+                     const Quantized& quantized, cudaStream_t stream);
+// states = norm(states + delta), one pass, in fp32
+cudaError_t RunAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
+                       const void* delta, const Quantized& quantized, cudaStream_t stream);
+cudaError_t RunAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
+// first[b] = states[ranges[b].x], quantized where wanted
+cudaError_t RunGather(const Machine& machine, Element element, const int2* ranges, int rows, int64_t pitch,
+                      const void* states, void* first, const Quantized& quantized, cudaStream_t stream);
+// out (rows, labels) fp32 = x w^T + bias
+cudaError_t RunClassify(const Machine& machine, Element element, const void* x, int64_t pitch, int rows, const void* w,
+                        const float* bias, int labels, float* out, cudaStream_t stream);
+cudaError_t RunToFloat(const Machine& machine, Element element, const void* from, int64_t pitch, int rows, int width,
+                       float* to, cudaStream_t stream);
+
+// A source array on the device -> packed (cols, pitch), output by output. transposed: the source already is (cols, rows).
+cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element, void* to,
+                       int64_t pitch, float* column_scale, cudaStream_t stream);
+// The largest Euclidean length of an output's weights, to *length (device).
+cudaError_t LongestColumn(const void* source, DataType type, int rows, int cols, bool transposed, float* length,
+                          cudaStream_t stream);
+
+// Uniform noise in (-1, 1), for timing.
+cudaError_t FillNoise(Element element, void* to, int64_t count, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace ftbert
+
+#endif  // FTBERT_CUDA_KERNELS_H_

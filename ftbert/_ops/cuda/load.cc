@@ -1,0 +1,139 @@
+// Load time of the CUDA backend: weights to the card, in the layout and precision that run.
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/backend.h"
+
+namespace ftbert {
+namespace cuda {
+namespace {
+
+size_t SourceBytes(DataType type, int64_t count) { return static_cast<size_t>(count) * (type == DataType::kFloat32 ? 4 : 2); }
+
+Status Copy(void* to, const void* from, size_t bytes, const std::string& doing) {
+  return FromCuda(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), doing);
+}
+
+}  // namespace
+
+Status CudaBackend::PackPart(const SourceMatrix& source, int index, CudaLinear* to) {
+  DeviceArray raw;
+  const int64_t count = static_cast<int64_t>(source.rows) * source.cols;
+  const std::string doing = "loading a weight of " + std::to_string(source.rows) + " x " + std::to_string(source.cols);
+  Status status = FromCuda(raw.Allocate(SourceBytes(source.type, count)), doing);
+  if (status.ok()) status = Copy(raw.data(), source.data, SourceBytes(source.type, count), doing);
+  if (!status.ok()) return status;
+  const int64_t row = static_cast<int64_t>(index) * to->part;
+  const auto pack = [&](Element element, const DeviceArray& into) {
+    float* scale = element == Element::kFloat8 ? to->scale.as<float>() + row : nullptr;
+    return PackMatrix(raw.data(), source.type, source.rows, source.cols, source.transposed, element,
+                      into.data() + row * to->k * ElementBytes(element), to->k, scale, nullptr);
+  };
+  cudaError_t error = pack(to->element, to->w);
+  if (error == cudaSuccess && to->half.data() != nullptr) error = pack(Element::kHalf, to->half);
+  if (error == cudaSuccess && to->element == Element::kFloat8) {
+    DeviceArray length;
+    error = length.Allocate(sizeof(float));
+    if (error == cudaSuccess) {
+      error = LongestColumn(raw.data(), source.type, source.rows, source.cols, source.transposed, length.as<float>(),
+                            nullptr);
+    }
+    float longest = 0.f;
+    if (error == cudaSuccess) error = cudaMemcpy(&longest, length.data(), sizeof longest, cudaMemcpyDeviceToHost);
+    to->longest = std::max(to->longest, longest);
+  }
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();  // `raw` goes now
+  if (error != cudaSuccess) return FromCuda(error, doing);
+  for (int i = 0; i < source.cols; ++i) to->largest_bias = std::max(to->largest_bias, std::fabs(source.bias[i]));
+  status = Copy(to->bias.as<float>() + row, source.bias, sizeof(float) * source.cols, doing);
+  if (status.ok() && to->bias_half.data() != nullptr) {
+    error = PackMatrix(to->bias.as<float>() + row, DataType::kFloat32, 1, source.cols, true, element_,
+                       to->bias_half.data() + row * 2, 1, nullptr, nullptr);
+    status = FromCuda(error, doing);
+  }
+  return status;
+}
+
+Status CudaBackend::PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) {
+  DeviceGuard guard(machine_.device);
+  std::lock_guard<std::mutex> quiet(RecordingMutex());
+  auto linear = std::make_unique<CudaLinear>();
+  const int rows = parts[0].rows, cols = parts[0].cols, count = static_cast<int>(parts.size());
+  linear->k = RoundUp(rows, 16);
+  linear->part = RoundUp(cols, 16);
+  linear->parts = count;
+  linear->outputs = cols;
+  // With fp8, products of H x H stay fp16: their operands' scales would have to be found first, which costs more.
+  const bool large = count > 1 || (rows == config_.hidden_size && cols == config_.intermediate_size) ||
+                     (rows == config_.intermediate_size && cols == config_.hidden_size);
+  linear->element = precision_ == Precision::kFloat8 && large ? Element::kFloat8 : element_;
+  const size_t outputs = static_cast<size_t>(linear->part) * count;
+  const std::string doing = "loading a weight of " + std::to_string(rows) + " x " + std::to_string(cols * count);
+  cudaError_t error = linear->w.Allocate(outputs * linear->k * ElementBytes(linear->element));
+  if (error == cudaSuccess) error = linear->bias.Allocate(outputs * sizeof(float));
+  if (error == cudaSuccess && linear->element == Element::kFloat8) {
+    error = linear->scale.Allocate(outputs * sizeof(float));
+    // A head whose labels are as many as F looks like a feed-forward matrix; it is kept in both forms.
+    if (error == cudaSuccess && count == 1 && (cols == config_.num_labels || rows == cols)) {
+      error = linear->half.Allocate(outputs * linear->k * 2);
+    }
+  }
+  if (error == cudaSuccess && linear->element != Element::kFloat && linear->element != Element::kFloat8) {
+    error = linear->bias_half.Allocate(outputs * 2);
+  }
+  if (error != cudaSuccess) return FromCuda(error, doing);
+  for (int i = 0; i < count; ++i) {
+    const Status status = PackPart(parts[i], i, linear.get());
+    if (!status.ok()) return status;
+  }
+  const Status status = FromCuda(cudaDeviceSynchronize(), doing);
+  if (!status.ok()) return status;
+  packed_.push_back(linear.get());
+  *packed = std::move(linear);
+  return Status();
+}
+
+Status CudaBackend::PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) {
+  DeviceGuard guard(machine_.device);
+  std::lock_guard<std::mutex> quiet(RecordingMutex());
+  auto norm = std::make_unique<CudaNorm>();
+  const size_t bytes = sizeof(float) * config_.hidden_size;
+  cudaError_t error = norm->gamma.Allocate(bytes);
+  if (error == cudaSuccess) error = norm->beta.Allocate(bytes);
+  if (error == cudaSuccess) error = cudaMemcpy(norm->gamma.data(), gamma, bytes, cudaMemcpyHostToDevice);
+  if (error == cudaSuccess) error = cudaMemcpy(norm->beta.data(), beta, bytes, cudaMemcpyHostToDevice);
+  if (error != cudaSuccess) return FromCuda(error, "loading a layer norm");
+  *packed = std::move(norm);
+  return Status();
+}
+
+Status CudaBackend::PackTable(const SourceTable& source, DeviceArray* to) {
+  const std::string doing = "loading an embedding table of " + std::to_string(source.rows) + " rows";
+  DeviceArray raw;
+  const size_t bytes = SourceBytes(source.type, static_cast<int64_t>(source.rows) * config_.hidden_size);
+  Status status = FromCuda(raw.Allocate(bytes), doing);
+  if (status.ok()) status = Copy(raw.data(), source.data, bytes, doing);
+  if (status.ok()) {
+    status = FromCuda(to->Allocate(static_cast<size_t>(source.rows) * pitch_ * ElementBytes(element_)), doing);
+  }
+  if (!status.ok()) return status;
+  cudaError_t error = PackMatrix(raw.data(), source.type, config_.hidden_size, source.rows, true, element_, to->data(),
+                                 pitch_, nullptr, nullptr);
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();
+  return FromCuda(error, doing);
+}
+
+Status CudaBackend::PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
+                                   std::unique_ptr<EmbeddingTables>* packed) {
+  DeviceGuard guard(machine_.device);
+  std::lock_guard<std::mutex> quiet(RecordingMutex());
+  auto tables = std::make_unique<CudaEmbeddings>();
+  Status status = PackTable(words, &tables->words);
+  if (status.ok()) status = PackTable(positions, &tables->positions);
+  if (status.ok()) status = PackTable(segments, &tables->segments);
+  if (status.ok()) *packed = std::move(tables);
+  return status;
+}
+
+}  // namespace cuda
+}  // namespace ftbert

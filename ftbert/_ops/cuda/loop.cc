@@ -1,0 +1,238 @@
+// The kernel table: what the layer loop calls, put onto the workspace's stream.
+#include <utility>
+
+#include "cuda/backend.h"
+#include "cuda/lt.h"
+
+namespace ftbert {
+namespace cuda {
+namespace {
+
+// Up to this many rows a product normalizes its own operand; beyond, the norm's own kernel is the cheaper.
+constexpr int kFusedNormRows = 256;
+// How many products ahead weights are brought into L2: about a layer's, which L2 holds beside the activations.
+constexpr int kReach = 2;
+constexpr int kReachRows = 4096;  // beyond, reading the weights is no time at all
+
+}  // namespace
+
+void CudaBackend::Check(CudaWorkspace* w, cudaError_t error, const char* doing) const {
+  if (error == cudaSuccess || w->error != cudaSuccess) return;
+  w->error = error;
+  w->failed = doing;
+}
+
+Norm CudaBackend::NormOf(const CudaNorm& norm) const {
+  Norm n;
+  n.gamma = norm.gamma.as<float>();
+  n.beta = norm.beta.as<float>();
+  n.epsilon = config_.norm_epsilon;
+  n.width = config_.hidden_size;
+  n.pitch = pitch_;
+  return n;
+}
+
+Gemm CudaBackend::Product(const CudaLinear& weight, int first_part, int parts) const {
+  Gemm g;
+  const int64_t row = static_cast<int64_t>(first_part) * weight.part;
+  g.n = parts * weight.part;
+  g.k = weight.k;
+  g.in = weight.element;
+  g.out_type = element_;
+  g.w = weight.w.data() + row * weight.k * ElementBytes(weight.element);
+  g.bias = weight.bias.as<float>() + row;
+  if (weight.bias_half.data() != nullptr) g.bias_half = weight.bias_half.data() + row * 2;
+  if (weight.element == Element::kFloat8) g.w_scale = weight.scale.as<float>() + row;
+  return g;
+}
+
+void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
+  const Plan plan = plans_.Find(g);
+  if (plan.family == Family::kLt) {
+    if (w->scratch.bytes() == 0) Check(w, w->scratch.Allocate(kLtScratchBytes), "taking memory for cuBLASLt");
+    g.scratch = w->scratch.data();
+    g.scratch_bytes = static_cast<int64_t>(w->scratch.bytes());
+  }
+  const size_t index = w->sequence.size();
+  w->sequence.push_back(Reach{g.w, static_cast<int64_t>(g.n) * g.k * ElementBytes(g.in)});
+  if (w->all.count <= kReachRows && index + kReach < w->last_sequence.size()) {
+    g.prefetch = w->last_sequence[index + kReach].address;
+    g.prefetch_bytes = w->last_sequence[index + kReach].bytes;
+  }
+  Check(w, RunGemm(machine_, plan, g, w->stream), doing);
+}
+
+void CudaBackend::Settle(CudaWorkspace* w, Rows* rows) {
+  if (rows->pending == nullptr) return;
+  Check(w, RunAddNorm(machine_, element_, NormOf(*rows->pending), rows->count, rows->states, rows->delta,
+                      rows->quantized, w->stream),
+        "normalizing");
+  rows->pending = nullptr;
+}
+
+void CudaBackend::MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm g, const char* doing) {
+  g.m = rows->count;
+  if (rows->pending != nullptr && rows->spare != nullptr && machine_.hopper && element_ != Element::kFloat &&
+      g.m <= kFusedNormRows && config_.hidden_size % 8 == 0 && config_.hidden_size <= kSplitNormWidth) {
+    const Norm n = NormOf(*rows->pending);
+    g.norm.states = rows->states;
+    g.norm.delta = rows->delta;
+    g.norm.out = rows->spare;
+    g.norm.length_out = rows->quantized.norm;
+    g.norm.gamma = n.gamma, g.norm.beta = n.beta, g.norm.epsilon = n.epsilon, g.norm.width = n.width;
+    g.norm.pitch = n.pitch;
+    if (PlanFor(machine_, g).family == Family::kSplit) {
+      std::swap(rows->states, rows->spare);
+      rows->pending = nullptr;
+    } else {
+      g.norm = GemmNorm();
+    }
+  }
+  if (g.norm.states == nullptr) Settle(w, rows);
+  g.ldx = pitch_;
+  if (weight.element == Element::kFloat8) {
+    g.x = rows->quantized.values;
+    g.x_scale.values = rows->quantized.scale;
+  } else {
+    g.x = rows->states;
+  }
+  Multiply(w, g, doing);
+}
+
+void CudaBackend::Embed(Workspace* workspace, const EmbeddingTables& tables, const NormParameters& norm) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto& t = static_cast<const CudaEmbeddings&>(tables);
+  Embedding e;
+  e.words = t.words.data();
+  e.positions = t.positions.data();
+  e.segments = t.segments.data();
+  e.tokens = w->tokens;
+  e.rows = w->row_source;
+  e.count = w->all.count;
+  e.row_count = w->first.count;
+  e.ranges = w->ranges;
+  e.row_ranges = w->row_ranges;
+  Check(w, RunEmbed(machine_, element_, e, NormOf(static_cast<const CudaNorm&>(norm)), w->all.states,
+                    w->all.quantized, w->stream),
+        "embedding");
+}
+
+void CudaBackend::Linear(Workspace* workspace, Span span, Slot, const PackedLinear& weight, PartRange parts, Slot out) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto& linear = static_cast<const CudaLinear&>(weight);
+  Gemm g = Product(linear, parts.begin, parts.end - parts.begin);
+  if (out == Slot::kFirstQuery) {
+    g.out = w->first_query;
+    g.ldo = pitch_;
+  } else {
+    g.out = static_cast<uint8_t*>(w->qkv) + static_cast<size_t>(parts.begin) * linear.part * ElementBytes(element_);
+    g.ldo = 3 * static_cast<int64_t>(pitch_);
+  }
+  MultiplyStates(w, span == Span::kAllTokens ? &w->all : &w->first, linear, g, "computing queries, keys and values");
+}
+
+void CudaBackend::Attend(Workspace* workspace, Span span) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const bool every = span == Span::kAllTokens;
+  Attention a;
+  a.qkv = w->qkv;
+  a.ld = 3 * static_cast<int64_t>(pitch_);
+  a.part = pitch_;
+  a.first_queries = every ? nullptr : w->first_query;
+  a.ranges = every ? w->ranges : w->row_ranges;
+  a.count = every ? w->all.count : w->first.count;
+  a.heads = config_.num_heads;
+  a.head_size = config_.hidden_size / config_.num_heads;
+  a.context = every ? w->all.context : w->first.context;
+  a.ld_context = pitch_;
+  Check(w, RunAttention(machine_, element_, a, w->stream), "attending");
+}
+
+void CudaBackend::GatherFirst(Workspace* workspace) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  Settle(w, &w->all);
+  Check(w, RunGather(machine_, element_, w->row_ranges, w->first.count, pitch_, w->all.states, w->first.states,
+                     w->first.quantized, w->stream),
+        "gathering first tokens");
+}
+
+void CudaBackend::LinearAddNorm(Workspace* workspace, Span span, Slot, const PackedLinear& weight, Slot,
+                                const NormParameters& norm) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  Rows* rows = span == Span::kAllTokens ? &w->all : &w->first;
+  const auto& linear = static_cast<const CudaLinear&>(weight);
+  Gemm g = Product(linear, 0, 1);
+  g.m = rows->count;
+  g.x = rows->context;
+  g.ldx = pitch_;
+  g.out = rows->delta;
+  g.ldo = pitch_;
+  if (linear.element == Element::kFloat8) {  // F equals H: the matrix looked like a feed-forward one
+    g.in = Element::kHalf;
+    g.w = linear.half.data();
+    g.w_scale = nullptr;
+  }
+  Multiply(w, g, "projecting the context");
+  rows->pending = static_cast<const CudaNorm*>(&norm);
+}
+
+void CudaBackend::FeedForward(Workspace* workspace, Span span, Slot, const PackedLinear& up_weight,
+                              const PackedLinear& down_weight, const NormParameters& norm) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  Rows* rows = span == Span::kAllTokens ? &w->all : &w->first;
+  const auto& up = static_cast<const CudaLinear&>(up_weight);
+  const auto& down = static_cast<const CudaLinear&>(down_weight);
+  // fp8: the activations' scale is known before they are, from what a row of this length can give at most.
+  RowScale scale;
+  if (down.element == Element::kFloat8) {
+    scale.values = rows->quantized.norm;
+    scale.gain = up.longest / kFloat8Max;
+    scale.offset = (up.largest_bias + 1e-6f) / kFloat8Max;
+  }
+  Gemm g = Product(up, 0, 1);
+  g.act = ActOf(config_.activation);
+  g.out = rows->wide;
+  g.ldo = wide_;
+  g.out_type = down.element;
+  g.out_scale = scale;
+  MultiplyStates(w, rows, up, g, "feeding forward");
+  g = Product(down, 0, 1);
+  g.m = rows->count;
+  g.x = rows->wide;
+  g.ldx = wide_;
+  g.x_scale = scale;
+  g.out = rows->delta;
+  g.ldo = pitch_;
+  Multiply(w, g, "feeding forward");
+  rows->pending = static_cast<const CudaNorm*>(&norm);
+}
+
+void CudaBackend::Pool(Workspace* workspace, const PackedLinear& weight) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto& linear = static_cast<const CudaLinear&>(weight);
+  Gemm g = Product(linear, 0, 1);
+  g.act = static_cast<int>(Act::kTanh);
+  g.out = w->pooled;
+  g.ldo = pitch_;
+  if (linear.element != Element::kFloat8) return MultiplyStates(w, &w->first, linear, g, "pooling");
+  Settle(w, &w->first);
+  g.m = w->first.count;
+  g.x = w->first.states;
+  g.ldx = pitch_;
+  g.in = Element::kHalf;
+  g.w = linear.half.data();
+  g.w_scale = nullptr;
+  Multiply(w, g, "pooling");
+}
+
+void CudaBackend::Classify(Workspace* workspace, const PackedLinear& weight) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto& linear = static_cast<const CudaLinear&>(weight);
+  const DeviceArray& matrix = linear.element == Element::kFloat8 ? linear.half : linear.w;
+  Check(w, RunClassify(machine_, element_, w->pooled, pitch_, w->first.count, matrix.data(), linear.bias.as<float>(),
+                       linear.outputs, w->logits, w->stream),
+        "classifying");
+}
+
+}  // namespace cuda
+}  // namespace ftbert

@@ -1,0 +1,203 @@
+// Declares the dozen functions and constants of cuBLASLt that are used; where its header is found at build, the compiler
+// checks them against it.
+#include "cuda/lt.h"
+
+#include <dlfcn.h>
+#include <library_types.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#if __has_include(<cublasLt.h>)
+#include <cublasLt.h>
+#define FTBERT_HAVE_LT_HEADER 1
+#endif
+
+
+namespace ftbert {
+namespace cuda {
+namespace {
+
+constexpr int kOpTranspose = 1, kCompute32F = 68;
+constexpr int kDescTransA = 3, kDescEpilogue = 7, kDescBiasPointer = 8, kPreferenceWorkspace = 1;
+constexpr int kEpilogueBias = 4, kEpilogueReluBias = 6, kEpilogueGeluBias = 36;
+
+struct Algorithm {
+  uint64_t data[8];
+};
+struct Heuristic {
+  Algorithm algorithm;
+  size_t workspace;
+  int state;
+  float waves;
+  int reserved[4];
+};
+
+#ifdef FTBERT_HAVE_LT_HEADER
+static_assert(kOpTranspose == CUBLAS_OP_T && kCompute32F == CUBLAS_COMPUTE_32F, "cuBLAS has other numbers");
+static_assert(kDescTransA == CUBLASLT_MATMUL_DESC_TRANSA && kDescEpilogue == CUBLASLT_MATMUL_DESC_EPILOGUE &&
+                  kDescBiasPointer == CUBLASLT_MATMUL_DESC_BIAS_POINTER &&
+                  kPreferenceWorkspace == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+              "cuBLASLt has other numbers");
+static_assert(kEpilogueBias == CUBLASLT_EPILOGUE_BIAS && kEpilogueReluBias == CUBLASLT_EPILOGUE_RELU_BIAS &&
+                  kEpilogueGeluBias == CUBLASLT_EPILOGUE_GELU_BIAS,
+              "cuBLASLt has other numbers");
+static_assert(sizeof(Heuristic) == sizeof(cublasLtMatmulHeuristicResult_t) &&
+                  sizeof(Algorithm) == sizeof(cublasLtMatmulAlgo_t),
+              "cuBLASLt has other structures");
+#endif
+
+struct Library {
+  int (*create)(void**) = nullptr;
+  size_t (*version)() = nullptr;
+  int (*desc_create)(void**, int, int) = nullptr;
+  int (*desc_set)(void*, int, const void*, size_t) = nullptr;
+  int (*layout_create)(void**, int, uint64_t, uint64_t, int64_t) = nullptr;
+  int (*preference_create)(void**) = nullptr;
+  int (*preference_set)(void*, int, const void*, size_t) = nullptr;
+  int (*heuristic)(void*, void*, void*, void*, void*, void*, void*, int, Heuristic*, int*) = nullptr;
+  // handle, operation, alpha, A, A's layout, B, B's layout, beta, C, C's layout, D, D's layout, algorithm, scratch, ...
+  int (*matmul)(void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*, void*,
+                void*, const Algorithm*, void*, size_t, cudaStream_t) = nullptr;
+  bool open = false;
+};
+
+void* OpenLibrary() {
+  std::vector<std::string> folders;
+  if (const char* hint = std::getenv("FTBERT_CUBLAS_DIR")) folders.push_back(std::string(hint) + "/");
+  folders.push_back("");  // the loader's own path, or one that the process has open
+  folders.push_back("/usr/local/cuda/lib64/");
+  folders.push_back("/usr/local/cuda/targets/x86_64-linux/lib/");
+  for (const std::string& folder : folders) {
+    for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"}) {
+      if (void* handle = dlopen((folder + name).c_str(), RTLD_NOW | RTLD_LOCAL)) return handle;
+    }
+  }
+  return nullptr;
+}
+
+template <typename Function>
+bool Resolve(void* handle, const char* name, Function* function) {
+  *function = reinterpret_cast<Function>(dlsym(handle, name));
+  return *function != nullptr;
+}
+
+// Opened once and never closed.
+const Library& Lt() {
+  static const Library* library = [] {
+    auto* l = new Library;
+    void* h = OpenLibrary();
+    l->open = h != nullptr && Resolve(h, "cublasLtCreate", &l->create) && Resolve(h, "cublasLtGetVersion", &l->version) &&
+              Resolve(h, "cublasLtMatmulDescCreate", &l->desc_create) &&
+              Resolve(h, "cublasLtMatmulDescSetAttribute", &l->desc_set) &&
+              Resolve(h, "cublasLtMatrixLayoutCreate", &l->layout_create) &&
+              Resolve(h, "cublasLtMatmulPreferenceCreate", &l->preference_create) &&
+              Resolve(h, "cublasLtMatmulPreferenceSetAttribute", &l->preference_set) &&
+              Resolve(h, "cublasLtMatmulAlgoGetHeuristic", &l->heuristic) && Resolve(h, "cublasLtMatmul", &l->matmul);
+    return l;
+  }();
+  return *library;
+}
+
+// What a product needs, made once for each shape and kept: descriptions, layouts, algorithms.
+struct Prepared {
+  std::mutex mutex;  // the bias pointer is set in `operation` before each launch
+  void* operation = nullptr;
+  void *w = nullptr, *x = nullptr, *out = nullptr;
+  std::vector<Heuristic> algorithms;
+};
+
+int DataTypeOf(Element e) {
+  return e == Element::kFloat ? CUDA_R_32F : (e == Element::kHalf ? CUDA_R_16F : CUDA_R_16BF);
+}
+
+class Products {
+ public:
+  Prepared* Find(const Machine& machine, const Gemm& g) {
+    const Key key(machine.device, g.m, g.n, g.k, static_cast<int>(g.in), g.act, g.ldx, g.ldo);
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_ptr<Prepared>& p = products_[key];
+    if (!p) p = Make(machine, g);
+    return p.get();
+  }
+  void* Handle(int device) { return handles_[device]; }
+
+ private:
+  using Key = std::tuple<int, int, int, int, int, int, int64_t, int64_t>;
+
+  // Row-major out = x w^T is column-major out^T (n, m) = w (k, n)^T x^T (k, m).
+  std::unique_ptr<Prepared> Make(const Machine& machine, const Gemm& g) {
+    const Library& lt = Lt();
+    auto p = std::make_unique<Prepared>();
+    void*& handle = handles_[machine.device];
+    if (handle == nullptr && lt.create(&handle) != 0) return p;
+    const int type = DataTypeOf(g.in), transpose = kOpTranspose;
+    const Act act = static_cast<Act>(g.act);
+    const int epilogue = act == Act::kGeluTanh ? kEpilogueGeluBias : (act == Act::kRelu ? kEpilogueReluBias : kEpilogueBias);
+    const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
+    void* preference = nullptr;
+    const size_t scratch = kLtScratchBytes;
+    const bool good = lt.desc_create(&p->operation, kCompute32F, CUDA_R_32F) == 0 &&
+                      lt.desc_set(p->operation, kDescTransA, &transpose, sizeof transpose) == 0 &&
+                      lt.desc_set(p->operation, kDescEpilogue, &epilogue, sizeof epilogue) == 0 &&
+                      lt.desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) == 0 &&
+                      lt.layout_create(&p->w, type, g.k, g.n, g.k) == 0 &&
+                      lt.layout_create(&p->x, type, g.k, g.m, g.ldx) == 0 &&
+                      lt.layout_create(&p->out, type, g.n, g.m, g.ldo) == 0 && lt.preference_create(&preference) == 0 &&
+                      lt.preference_set(preference, kPreferenceWorkspace, &scratch, sizeof scratch) == 0;
+    if (!good) return p;
+    Heuristic found[8];
+    int count = 0;
+    if (lt.heuristic(handle, p->operation, p->w, p->x, p->out, p->out, preference, 8, found, &count) != 0) count = 0;
+    p->algorithms.assign(found, found + count);
+    return p;
+  }
+
+  std::mutex mutex_;
+  std::map<Key, std::unique_ptr<Prepared>> products_;
+  std::map<int, void*> handles_;
+};
+
+Products& AllProducts() {
+  static auto* products = new Products;
+  return *products;
+}
+
+}  // namespace
+
+bool LtAvailable() { return Lt().open; }
+
+std::string LtVersion() { return LtAvailable() ? std::to_string(Lt().version()) : "none"; }
+
+bool LtFits(const Gemm& g) {
+  const Act act = static_cast<Act>(g.act);
+  return g.in != Element::kFloat8 && g.in == g.out_type && g.norm.states == nullptr &&
+         (g.in == Element::kFloat || g.bias_half != nullptr) &&
+         (act == Act::kNone || act == Act::kRelu || (act == Act::kGeluTanh && g.in != Element::kFloat));
+}
+
+int LtChoices(const Machine& machine, const Gemm& g) {
+  if (!LtFits(g) || !LtAvailable()) return 0;
+  return static_cast<int>(AllProducts().Find(machine, g)->algorithms.size());
+}
+
+cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_t stream) {
+  if (LtChoices(machine, g) <= choice || g.scratch_bytes < kLtScratchBytes) return cudaErrorNotSupported;
+  Prepared* p = AllProducts().Find(machine, g);
+  const float one = 1.f, zero = 0.f;
+  const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
+  std::lock_guard<std::mutex> lock(p->mutex);
+  if (Lt().desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) != 0) return cudaErrorUnknown;
+  const int status = Lt().matmul(AllProducts().Handle(machine.device), p->operation, &one, g.w, p->w,
+                                 g.x, p->x, &zero, g.out, p->out, g.out, p->out,
+                                 &p->algorithms[choice].algorithm, g.scratch, kLtScratchBytes, stream);
+  return status == 0 ? cudaSuccess : cudaErrorUnknown;
+}
+
+}  // namespace cuda
+}  // namespace ftbert

@@ -1,0 +1,111 @@
+// Load time: a weight array as it came -> output by output, in the element type that runs, fp8 with a scale for each output.
+#include "cuda/common.cuh"
+#include "cuda/kernels.h"
+
+namespace ftbert {
+namespace cuda {
+namespace {
+
+__device__ __forceinline__ float ReadSource(const void* data, DataType type, int64_t index) {
+  switch (type) {
+    case DataType::kFloat16:
+      return __half2float(static_cast<const Half*>(data)[index]);
+    case DataType::kBFloat16:
+      return __bfloat162float(static_cast<const BFloat*>(data)[index]);
+    case DataType::kFloat32:
+      break;
+  }
+  return static_cast<const float*>(data)[index];
+}
+
+// One CTA an output: its largest weight, then its weights.
+__global__ void __launch_bounds__(256) PackOutput(const void* __restrict__ source, DataType type, int rows, int cols,
+                                                  bool transposed, Element element, void* __restrict__ to, int64_t pitch,
+                                                  float* __restrict__ column_scale) {
+  const int64_t n = blockIdx.x;
+  const auto read = [&](int k) {
+    return ReadSource(source, type, transposed ? n * rows + k : static_cast<int64_t>(k) * cols + n);
+  };
+  float inverse = 1.f;
+  if (element == Element::kFloat8) {
+    __shared__ float warps[8];
+    float most = 0.f;
+    for (int k = threadIdx.x; k < rows; k += 256) most = fmaxf(most, fabsf(read(k)));
+    most = WarpMax(most);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = most;
+    __syncthreads();
+    most = warps[0];
+    for (int i = 1; i < 8; ++i) most = fmaxf(most, warps[i]);
+    inverse = most > 0.f ? kFloat8Max / most : 0.f;
+    if (threadIdx.x == 0) column_scale[n] = most / kFloat8Max;
+  }
+  for (int k = threadIdx.x; k < pitch; k += 256) {
+    const float value = k < rows ? read(k) : 0.f;
+    const int64_t at = n * pitch + k;
+    switch (element) {
+      case Element::kFloat:
+        static_cast<float*>(to)[at] = value;
+        break;
+      case Element::kHalf:
+        static_cast<Half*>(to)[at] = FromFloat<Half>(value);
+        break;
+      case Element::kBFloat:
+        static_cast<BFloat*>(to)[at] = FromFloat<BFloat>(value);
+        break;
+      case Element::kFloat8:
+        static_cast<uint8_t*>(to)[at] = static_cast<uint8_t>(PackFloat8Pair(value * inverse, 0.f));
+        break;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(256) LongestOutput(const void* __restrict__ source, DataType type, int rows, int cols,
+                                                     bool transposed, float* __restrict__ length) {
+  __shared__ float warps[8];
+  const int64_t n = blockIdx.x;
+  float squares = 0.f;
+  for (int k = threadIdx.x; k < rows; k += 256) {
+    const float v = ReadSource(source, type, transposed ? n * rows + k : static_cast<int64_t>(k) * cols + n);
+    squares = fmaf(v, v, squares);
+  }
+  squares = WarpSum(squares);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = squares;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < 8; ++i) squares += warps[i];
+  // Bits of floats that are not negative order as the floats do.
+  atomicMax(reinterpret_cast<int*>(length), __float_as_int(sqrtf(squares)));
+}
+
+__global__ void __launch_bounds__(256) Noise(Element element, void* to, int64_t count) {
+  for (int64_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256) {
+    uint32_t h = static_cast<uint32_t>(i) * 2654435761u;
+    h = (h ^ h >> 15) * 2246822519u;
+    const float value = static_cast<float>(h >> 8) * (2.f / 16777216.f) - 1.f;
+    if (element == Element::kFloat) static_cast<float*>(to)[i] = value;
+    if (element == Element::kHalf) static_cast<Half*>(to)[i] = FromFloat<Half>(value);
+    if (element == Element::kBFloat) static_cast<BFloat*>(to)[i] = FromFloat<BFloat>(value);
+  }
+}
+
+}  // namespace
+
+cudaError_t FillNoise(Element element, void* to, int64_t count, cudaStream_t stream) {
+  Noise<<<1024, 256, 0, stream>>>(element, to, count);
+  return cudaGetLastError();
+}
+
+cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element, void* to,
+                       int64_t pitch, float* column_scale, cudaStream_t stream) {
+  PackOutput<<<cols, 256, 0, stream>>>(source, type, rows, cols, transposed, element, to, pitch, column_scale);
+  return cudaGetLastError();
+}
+
+cudaError_t LongestColumn(const void* source, DataType type, int rows, int cols, bool transposed, float* length,
+                          cudaStream_t stream) {
+  LongestOutput<<<cols, 256, 0, stream>>>(source, type, rows, cols, transposed, length);
+  return cudaGetLastError();
+}
+
+}  // namespace cuda
+}  // namespace ftbert

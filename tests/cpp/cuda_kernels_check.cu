@@ -1,0 +1,518 @@
+// Every CUDA kernel against plain loops on the card: fresh random inputs, odd sizes, outputs poisoned with NaN first.
+//
+//   cuda_kernels_check [seed]          checks; exit status 1 when one fails
+//   cuda_kernels_check time [tokens..] times every plan at BERT-base's products
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/common.cuh"
+#include "cuda/gemm.h"
+#include "cuda/kernels.h"
+
+using namespace ftbert;
+using namespace ftbert::cuda;
+
+namespace {
+
+int failures = 0;
+std::mt19937 generator;
+
+#define CHECK_CUDA(call)                                                                               \
+  do {                                                                                                 \
+    const cudaError_t result = (call);                                                                 \
+    if (result != cudaSuccess) {                                                                       \
+      std::printf("FAIL %s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result));       \
+      std::exit(1);                                                                                    \
+    }                                                                                                  \
+  } while (0)
+
+// Device memory with its host copy as floats.
+struct Matrix {
+  Element element;
+  int64_t rows, columns;
+  std::vector<float> host;  // what the device holds, after rounding
+  void* device = nullptr;
+
+  Matrix(Element e, int64_t r, int64_t c) : element(e), rows(r), columns(c), host(r * c) {
+    CHECK_CUDA(cudaMalloc(&device, std::max<int64_t>(r * c * ElementBytes(e), 16)));
+  }
+  ~Matrix() { cudaFree(device); }
+  Matrix(const Matrix&) = delete;
+
+  void Upload() {
+    std::vector<uint8_t> bytes(host.size() * ElementBytes(element));
+    for (size_t i = 0; i < host.size(); ++i) {
+      if (element == Element::kFloat) {
+        std::memcpy(&bytes[4 * i], &host[i], 4);
+      } else if (element == Element::kHalf) {
+        const Half h = __float2half(host[i]);
+        std::memcpy(&bytes[2 * i], &h, 2);
+        host[i] = __half2float(h);
+      } else if (element == Element::kBFloat) {
+        const BFloat h = __float2bfloat16(host[i]);
+        std::memcpy(&bytes[2 * i], &h, 2);
+        host[i] = __bfloat162float(h);
+      } else {
+        const Float8 h(host[i]);
+        std::memcpy(&bytes[i], &h, 1);
+        host[i] = static_cast<float>(h);
+      }
+    }
+    CHECK_CUDA(cudaMemcpy(device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+  }
+  void Random(float scale) {
+    std::normal_distribution<float> normal(0.f, scale);
+    for (float& v : host) v = normal(generator);
+    Upload();
+  }
+  void Poison() { CHECK_CUDA(cudaMemset(device, 0xff, rows * columns * ElementBytes(element))); }  // NaN in each type
+  std::vector<float> Download() const {
+    std::vector<uint8_t> bytes(host.size() * ElementBytes(element));
+    CHECK_CUDA(cudaMemcpy(bytes.data(), device, bytes.size(), cudaMemcpyDeviceToHost));
+    std::vector<float> out(host.size());
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (element == Element::kFloat) {
+        std::memcpy(&out[i], &bytes[4 * i], 4);
+      } else if (element == Element::kFloat8) {
+        Float8 h;
+        std::memcpy(&h, &bytes[i], 1);
+        out[i] = static_cast<float>(h);
+      } else {
+        uint16_t h;
+        std::memcpy(&h, &bytes[2 * i], 2);
+        out[i] = element == Element::kHalf ? __half2float(__ushort_as_half(h))
+                                           : __bfloat162float(__ushort_as_bfloat16(h));
+      }
+    }
+    return out;
+  }
+};
+
+float Tolerance(Element e) {
+  return e == Element::kFloat ? 3e-6f : (e == Element::kHalf ? 8e-4f : (e == Element::kBFloat ? 5e-3f : 5e-2f));
+}
+
+void Report(const std::string& what, const std::vector<double>& expected, const std::vector<float>& got, float tolerance) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double off = got[i] - expected[i];
+    error += off * off;
+    norm += expected[i] * expected[i];
+  }
+  const double relative = std::sqrt(error / (norm > 0 ? norm : 1));
+  if (!(relative <= tolerance)) {
+    ++failures;
+    std::printf("FAIL %s: relative error %.3g, expected at most %.3g\n", what.c_str(), relative, tolerance);
+  }
+}
+
+__global__ void PlainGemm(const float* x, const float* w, const float* bias, int m, int n, int k, int act, double* out) {
+  const int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
+  if (column >= n) return;
+  double sum = 0;
+  for (int i = 0; i < k; ++i) sum += static_cast<double>(x[static_cast<int64_t>(row) * k + i]) * w[static_cast<int64_t>(column) * k + i];
+  sum += bias[column];
+  if (act == 1) sum = 0.5 * sum * (1 + erf(sum * 0.70710678118654752));
+  if (act == 2) sum = 0.5 * sum * (1 + tanh(0.7978845608028654 * (sum + 0.044715 * sum * sum * sum)));
+  if (act == 3) sum = sum > 0 ? sum : 0;
+  if (act == 4) sum = tanh(sum);
+  out[static_cast<int64_t>(row) * n + column] = sum;
+}
+
+void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act) {
+  Matrix x(in, m, k), w(in, n, k), bias(Element::kFloat, 1, n), xf(Element::kFloat, m, k), wf(Element::kFloat, n, k);
+  Matrix x_scale(Element::kFloat, m, 1), w_scale(Element::kFloat, n, 1);
+  const bool scaled = in == Element::kFloat8;
+  x.Random(1.f), w.Random(scaled ? 1.f : 1.f / std::sqrt(static_cast<float>(k))), bias.Random(0.5f);
+  for (float& v : x_scale.host) v = scaled ? 0.5f + (generator() % 100) / 100.f : 1.f;
+  for (float& v : w_scale.host) v = scaled ? (0.5f + (generator() % 100) / 100.f) / std::sqrt(static_cast<float>(k)) : 1.f;
+  x_scale.Upload(), w_scale.Upload();
+  for (int64_t i = 0; i < m * static_cast<int64_t>(k); ++i) xf.host[i] = x.host[i] * x_scale.host[i / k];
+  for (int64_t i = 0; i < n * static_cast<int64_t>(k); ++i) wf.host[i] = w.host[i] * w_scale.host[i / k];
+  xf.Upload(), wf.Upload();
+  double* plain;
+  CHECK_CUDA(cudaMalloc(&plain, sizeof(double) * m * n));
+  PlainGemm<<<dim3((n + 127) / 128, m), 128>>>(static_cast<float*>(xf.device), static_cast<float*>(wf.device),
+                                               static_cast<float*>(bias.device), m, n, k, act, plain);
+  std::vector<double> expected(static_cast<size_t>(m) * n);
+  CHECK_CUDA(cudaMemcpy(expected.data(), plain, sizeof(double) * expected.size(), cudaMemcpyDeviceToHost));
+  cudaFree(plain);
+  Matrix out(out_type, m, n), out_scale(Element::kFloat, m, 1);
+  for (float& v : out_scale.host) v = (1 + generator() % 3) * 0.02f;
+  out_scale.Upload();
+  Gemm g;
+  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = out_type, g.act = act;
+  g.x = x.device, g.ldx = k, g.w = w.device, g.bias = static_cast<float*>(bias.device), g.out = out.device, g.ldo = n;
+  if (scaled) g.x_scale.values = static_cast<float*>(x_scale.device), g.w_scale = static_cast<float*>(w_scale.device);
+  if (out_type == Element::kFloat8) g.out_scale.values = static_cast<float*>(out_scale.device), g.out_scale.gain = 0.5f;
+  for (const Plan& plan : Candidates(machine, g)) {
+    out.Poison();
+    CHECK_CUDA(RunGemm(machine, plan, g, nullptr));
+    const cudaError_t ran = cudaDeviceSynchronize();
+    const std::string what = PlanName(plan) + " type " + std::to_string(static_cast<int>(in)) + " " + std::to_string(m) +
+                             "x" + std::to_string(n) + "x" + std::to_string(k) + " act " + std::to_string(act);
+    if (ran != cudaSuccess) {
+      std::printf("FAIL %s: %s\n", what.c_str(), cudaGetErrorString(ran));
+      std::exit(1);
+    }
+    std::vector<float> got = out.Download();
+    if (out_type == Element::kFloat8) {
+      for (int64_t i = 0; i < static_cast<int64_t>(got.size()); ++i) got[i] *= out_scale.host[i / n] * 0.5f;
+    }
+    Report(what, expected, got, Tolerance(out_type));
+  }
+}
+
+void CheckAttention(const Machine& machine, Element element, int heads, int head_size, const std::vector<int>& lengths,
+                    int padding) {
+  const int width = heads * head_size, part = RoundUp(width, 16);
+  int tokens = 0;
+  for (int l : lengths) tokens += l;
+  const int count = tokens + padding;
+  Matrix qkv(element, count, 3 * part), context(element, count, part), first(element, lengths.size(), part);
+  Matrix first_context(element, lengths.size(), part);
+  qkv.Random(1.f);
+  first.Random(1.f);
+  std::vector<int2> ranges(count, make_int2(tokens, tokens)), rows;
+  int at = 0;
+  for (int l : lengths) {
+    for (int i = 0; i < l; ++i) ranges[at + i] = make_int2(at, at + l);
+    rows.push_back(make_int2(at, at + l));
+    at += l;
+  }
+  int2 *device_ranges, *device_rows;
+  CHECK_CUDA(cudaMalloc(&device_ranges, sizeof(int2) * count));
+  CHECK_CUDA(cudaMalloc(&device_rows, sizeof(int2) * rows.size()));
+  CHECK_CUDA(cudaMemcpy(device_ranges, ranges.data(), sizeof(int2) * count, cudaMemcpyHostToDevice));
+  CHECK_CUDA(cudaMemcpy(device_rows, rows.data(), sizeof(int2) * rows.size(), cudaMemcpyHostToDevice));
+  const auto plain = [&](const std::vector<float>& queries, int64_t ld, const std::vector<int2>& seen, int n) {
+    std::vector<double> out(static_cast<size_t>(n) * width);
+    std::vector<double> p;
+    for (int q = 0; q < n; ++q) {
+      for (int h = 0; h < heads; ++h) {
+        p.assign(seen[q].y - seen[q].x, 0);
+        double top = -1e300, sum = 0;
+        for (size_t j = 0; j < p.size(); ++j) {
+          for (int d = 0; d < head_size; ++d) {
+            p[j] += static_cast<double>(queries[q * ld + h * head_size + d]) *
+                    qkv.host[(seen[q].x + j) * 3 * part + part + h * head_size + d];
+          }
+          p[j] /= std::sqrt(static_cast<double>(head_size));
+          top = std::max(top, p[j]);
+        }
+        for (double& v : p) sum += v = std::exp(v - top);
+        for (size_t j = 0; j < p.size(); ++j) {
+          for (int d = 0; d < head_size; ++d) {
+            out[q * static_cast<size_t>(width) + h * head_size + d] +=
+                p[j] / sum * qkv.host[(seen[q].x + j) * 3 * part + 2 * part + h * head_size + d];
+          }
+        }
+      }
+    }
+    return out;
+  };
+  const auto narrow = [&](const Matrix& m, int n) {
+    const std::vector<float> all = m.Download();
+    std::vector<float> out;
+    for (int q = 0; q < n; ++q) out.insert(out.end(), all.begin() + q * part, all.begin() + q * part + width);
+    return out;
+  };
+  const std::string what = "attention type " + std::to_string(static_cast<int>(element)) + " heads " +
+                           std::to_string(heads) + " of " + std::to_string(head_size) + ", " + std::to_string(tokens) +
+                           " tokens";
+  Attention a;
+  a.qkv = qkv.device, a.ld = 3 * part, a.part = part, a.ranges = device_ranges, a.count = count, a.heads = heads;
+  a.head_size = head_size, a.context = context.device, a.ld_context = part;
+  context.Poison();
+  CHECK_CUDA(RunAttention(machine, element, a, nullptr));
+  CHECK_CUDA(cudaDeviceSynchronize());
+  Report(what, plain(qkv.host, 3 * part, ranges, tokens), narrow(context, tokens), Tolerance(element));
+  a.first_queries = first.device, a.ranges = device_rows, a.count = static_cast<int>(rows.size());
+  a.context = first_context.device;
+  first_context.Poison();
+  CHECK_CUDA(RunAttention(machine, element, a, nullptr));
+  CHECK_CUDA(cudaDeviceSynchronize());
+  Report("first " + what, plain(first.host, part, rows, a.count), narrow(first_context, a.count), Tolerance(element));
+  cudaFree(device_ranges);
+  cudaFree(device_rows);
+}
+
+void CheckNorm(const Machine& machine, Element element, int rows, int width, float scale) {
+  const int pitch = RoundUp(width, 16);
+  Matrix states(element, rows, pitch), delta(element, rows, pitch), gamma(Element::kFloat, 1, width);
+  Matrix beta(Element::kFloat, 1, width), fp8(Element::kFloat8, rows, pitch), fp8_scale(Element::kFloat, rows, 1);
+  Matrix length(Element::kFloat, rows, 1);
+  states.Random(scale), delta.Random(scale), gamma.Random(1.f), beta.Random(1.f);
+  fp8.Poison();
+  std::vector<double> expected(static_cast<size_t>(rows) * width);
+  for (int r = 0; r < rows; ++r) {
+    double mean = 0, variance = 0;
+    const auto x = [&](int i) { return static_cast<double>(states.host[r * pitch + i]) + delta.host[r * pitch + i]; };
+    for (int i = 0; i < width; ++i) mean += x(i) / width;
+    for (int i = 0; i < width; ++i) variance += (x(i) - mean) * (x(i) - mean) / width;
+    for (int i = 0; i < width; ++i) {
+      expected[static_cast<size_t>(r) * width + i] =
+          (x(i) - mean) / std::sqrt(variance + 1e-12) * gamma.host[i] + beta.host[i];
+    }
+  }
+  Norm n;
+  n.gamma = static_cast<float*>(gamma.device), n.beta = static_cast<float*>(beta.device);
+  n.epsilon = 1e-12f, n.width = width, n.pitch = pitch;
+  Quantized q;
+  if (element == Element::kHalf) {
+    q.values = static_cast<uint8_t*>(fp8.device), q.scale = static_cast<float*>(fp8_scale.device);
+    q.norm = static_cast<float*>(length.device);
+  }
+  CHECK_CUDA(RunAddNorm(machine, element, n, rows, states.device, delta.device, q, nullptr));
+  CHECK_CUDA(cudaDeviceSynchronize());
+  const std::vector<float> all = states.Download(), all8 = fp8.Download(), scales = fp8_scale.Download();
+  std::vector<float> got, got8;
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < width; ++i) {
+      got.push_back(all[static_cast<size_t>(r) * pitch + i]);
+      got8.push_back(all8[static_cast<size_t>(r) * pitch + i] * scales[r]);
+    }
+  }
+  const std::string what = "norm type " + std::to_string(static_cast<int>(element)) + " " + std::to_string(rows) + "x" +
+                           std::to_string(width);
+  Report(what, expected, got, Tolerance(element));
+  if (q.values != nullptr) Report(what + " fp8", expected, got8, Tolerance(Element::kFloat8));
+}
+
+// A product that normalizes its own operand: the product, and the operand that it leaves.
+void CheckNormGemm(const Machine& machine, Element in, int m, int n, int width) {
+  const Element type = in == Element::kFloat8 ? Element::kHalf : in;
+  const int pitch = RoundUp(width, 16);
+  Matrix states(type, m, pitch), delta(type, m, pitch), gamma(Element::kFloat, 1, width), beta(Element::kFloat, 1, width);
+  Matrix w(in, n, pitch), bias(Element::kFloat, 1, n), w_scale(Element::kFloat, 1, n), made(type, m, pitch), out(type, m, n);
+  Matrix length(Element::kFloat, 1, m);
+  states.Random(1.f), delta.Random(1.f), gamma.Random(1.f), beta.Random(1.f), bias.Random(1.f);
+  w.Random(1.f);
+  for (int r = 0; r < n; ++r) {
+    for (int i = width; i < pitch; ++i) w.host[static_cast<size_t>(r) * pitch + i] = 0.f;
+  }
+  w.Upload();
+  for (float& v : w_scale.host) v = in == Element::kFloat8 ? 0.5f : 1.f;
+  w_scale.Upload();
+  std::vector<double> x(static_cast<size_t>(m) * width), expected(static_cast<size_t>(m) * n);
+  for (int r = 0; r < m; ++r) {
+    double mean = 0, variance = 0;
+    const auto sum = [&](int i) { return static_cast<double>(states.host[r * pitch + i]) + delta.host[r * pitch + i]; };
+    for (int i = 0; i < width; ++i) mean += sum(i) / width;
+    for (int i = 0; i < width; ++i) variance += (sum(i) - mean) * (sum(i) - mean) / width;
+    for (int i = 0; i < width; ++i) {
+      x[static_cast<size_t>(r) * width + i] = (sum(i) - mean) / std::sqrt(variance + 1e-12) * gamma.host[i] + beta.host[i];
+    }
+    for (int c = 0; c < n; ++c) {
+      double total = 0;
+      for (int i = 0; i < width; ++i) total += x[static_cast<size_t>(r) * width + i] * w.host[static_cast<size_t>(c) * pitch + i];
+      expected[static_cast<size_t>(r) * n + c] = total * w_scale.host[c] + bias.host[c];
+    }
+  }
+  Gemm g;
+  g.m = m, g.n = n, g.k = pitch, g.in = in, g.out_type = type, g.w = w.device;
+  g.bias = static_cast<float*>(bias.device), g.out = out.device, g.ldo = n;
+  if (in == Element::kFloat8) g.w_scale = static_cast<float*>(w_scale.device);
+  g.norm.states = states.device, g.norm.delta = delta.device, g.norm.out = made.device;
+  g.norm.length_out = static_cast<float*>(length.device);
+  g.norm.gamma = static_cast<float*>(gamma.device), g.norm.beta = static_cast<float*>(beta.device);
+  g.norm.epsilon = 1e-12f, g.norm.width = width, g.norm.pitch = pitch;
+  for (const Plan& plan : Candidates(machine, g)) {
+    if (plan.family != Family::kSplit) continue;
+    out.Poison();
+    made.Poison();
+    CHECK_CUDA(RunGemm(machine, plan, g, nullptr));
+    CHECK_CUDA(cudaDeviceSynchronize());
+    const std::string what = "normalizing " + PlanName(plan) + " type " + std::to_string(static_cast<int>(in)) + " " +
+                             std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(width);
+    Report(what, expected, out.Download(), Tolerance(in));
+    const std::vector<float> all = made.Download();
+    std::vector<float> got;
+    for (int r = 0; r < m; ++r) got.insert(got.end(), all.begin() + r * pitch, all.begin() + r * pitch + width);
+    Report(what + " operand", x, got, Tolerance(type));
+  }
+}
+
+// Median time in microseconds of each plan, over weights that do not fit into L2 together, in a graph.
+void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act, const char* name) {
+  constexpr int kCopies = 24;
+  Matrix x(in, m, k), w(in, static_cast<int64_t>(n) * kCopies, k), bias(Element::kFloat, 1, n), out(out_type, m, n);
+  Matrix ones(Element::kFloat, 1, std::max(n, m));
+  x.Random(1.f), bias.Random(1.f);
+  {
+    std::vector<uint8_t> bytes(static_cast<size_t>(n) * k * kCopies * ElementBytes(in));
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = generator() & (in == Element::kFloat8 ? 0xbf : (i % 2 ? 0xb3 : 0xff));
+    CHECK_CUDA(cudaMemcpy(w.device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+  }
+  for (float& v : ones.host) v = 0.05f;
+  ones.Upload();
+  Gemm g;
+  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = out_type, g.act = act;
+  g.x = x.device, g.ldx = k, g.bias = static_cast<float*>(bias.device), g.out = out.device, g.ldo = n;
+  if (in == Element::kFloat8) g.x_scale.values = g.w_scale = static_cast<float*>(ones.device);
+  if (out_type == Element::kFloat8) g.out_scale.values = static_cast<float*>(ones.device);
+  cudaStream_t stream;
+  CHECK_CUDA(cudaStreamCreate(&stream));
+  cudaEvent_t a, b;
+  cudaEventCreate(&a), cudaEventCreate(&b);
+  std::vector<std::pair<float, std::string>> table;
+  const Plan chosen = PlanFor(machine, g);
+  float chosen_time = 0;
+  for (const Plan& plan : Candidates(machine, g)) {
+    if (plan.family == Family::kMma && m > 256) continue;
+    cudaGraph_t graph;
+    cudaGraphExec_t run;
+    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    bool good = true;
+    for (int i = 0; i < kCopies; ++i) {
+      g.w = static_cast<uint8_t*>(w.device) + static_cast<size_t>(i) * n * k * ElementBytes(in);
+      good = good && RunGemm(machine, plan, g, stream) == cudaSuccess;
+    }
+    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    if (!good) {
+      std::printf("%s does not launch: %s\n", PlanName(plan).c_str(), cudaGetErrorString(cudaGetLastError()));
+      continue;
+    }
+    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 6; ++i) {
+      cudaEventRecord(a, stream);
+      CHECK_CUDA(cudaGraphLaunch(run, stream));
+      cudaEventRecord(b, stream);
+      CHECK_CUDA(cudaStreamSynchronize(stream));
+      float ms;
+      cudaEventElapsedTime(&ms, a, b);
+      times.push_back(ms * 1e3f / kCopies);
+    }
+    std::sort(times.begin(), times.end());
+    table.push_back({times[2], PlanName(plan)});
+    if (plan == chosen) chosen_time = times[2];
+    cudaGraphExecDestroy(run);
+    cudaGraphDestroy(graph);
+  }
+  std::sort(table.begin(), table.end());
+  std::printf("TIME %s %s m=%d n=%d k=%d: chosen %s %.2f us", in == Element::kFloat8 ? "fp8" : "fp16", name, m, n, k,
+              PlanName(chosen).c_str(), chosen_time);
+  for (size_t i = 0; i < table.size() && i < 6; ++i) {
+    std::printf(" | %s %.2f (%.0f)", table[i].second.c_str(), table[i].first, 2e-6 * m * n * k / table[i].first);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+  cudaStreamDestroy(stream);
+}
+
+void TimeAttention(const Machine& machine, int rows, int length) {
+  const int tokens = rows * length;
+  Matrix qkv(Element::kHalf, tokens, 2304), context(Element::kHalf, tokens, 768);
+  qkv.Random(1.f);
+  std::vector<int2> ranges(tokens);
+  for (int t = 0; t < tokens; ++t) ranges[t] = make_int2(t / length * length, t / length * length + length);
+  int2* device_ranges;
+  CHECK_CUDA(cudaMalloc(&device_ranges, sizeof(int2) * tokens));
+  CHECK_CUDA(cudaMemcpy(device_ranges, ranges.data(), sizeof(int2) * tokens, cudaMemcpyHostToDevice));
+  Attention a;
+  a.qkv = qkv.device, a.ld = 2304, a.part = 768, a.ranges = device_ranges, a.count = tokens, a.heads = 12;
+  a.head_size = 64, a.context = context.device, a.ld_context = 768;
+  Matrix gamma(Element::kFloat, 1, 768);
+  gamma.Random(1.f);
+  Norm n;
+  n.gamma = n.beta = static_cast<float*>(gamma.device);
+  n.epsilon = 1e-12f, n.width = 768, n.pitch = 768;
+  cudaEvent_t e[2];
+  cudaEventCreate(&e[0]), cudaEventCreate(&e[1]);
+  cudaStream_t stream;
+  CHECK_CUDA(cudaStreamCreate(&stream));
+  for (int kind = 0; kind < 2; ++kind) {
+    cudaGraph_t graph;
+    cudaGraphExec_t run;
+    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < 10; ++i) {
+      if (kind == 0) CHECK_CUDA(RunAttention(machine, Element::kHalf, a, stream));
+      if (kind == 1) CHECK_CUDA(RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream));
+    }
+    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
+    float ms = 0;
+    for (int i = 0; i < 5; ++i) {
+      cudaEventRecord(e[0], stream);
+      CHECK_CUDA(cudaGraphLaunch(run, stream));
+      cudaEventRecord(e[1], stream);
+      CHECK_CUDA(cudaStreamSynchronize(stream));
+      cudaEventElapsedTime(&ms, e[0], e[1]);
+    }
+    std::printf("TIME %s %d x %d: %.2f us\n", kind ? "norm" : "attention", rows, length, ms * 100);
+  }
+  std::fflush(stdout);
+  cudaFree(device_ranges);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return std::getenv("FTBERT_REQUIRE_GPU") != nullptr ? 1 : 77;
+  }
+  Machine machine;
+  cudaDeviceProp properties;
+  CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
+  machine.sms = properties.multiProcessorCount;
+  machine.capability = properties.major * 10 + properties.minor;
+  machine.hopper = machine.capability == 90;
+  machine.dependent_launch = machine.capability >= 90;
+  if (argc > 1 && !std::strcmp(argv[1], "time")) {
+    std::vector<int> counts;
+    for (int i = 2; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
+    for (int rows : {1, 8, 32, 256}) TimeAttention(machine, rows, 128);
+    TimeAttention(machine, 1, 32), TimeAttention(machine, 500, 32), TimeAttention(machine, 32, 384);
+    for (int m : counts) {
+      for (Element in : {Element::kHalf, Element::kFloat8}) {
+        TimeGemm(machine, in, Element::kHalf, m, 2304, 768, 0, "qkv");
+        if (in == Element::kHalf) TimeGemm(machine, in, Element::kHalf, m, 768, 768, 0, "out");
+        TimeGemm(machine, in, in, m, 3072, 768, 2, "up");
+        TimeGemm(machine, in, Element::kHalf, m, 768, 3072, 0, "down");
+      }
+    }
+    return 0;
+  }
+  generator.seed(argc > 1 ? std::atoi(argv[1]) : std::random_device()());
+  const bool small = argc > 2;  // under a sanitizer
+  int act = 0;
+  for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat, Element::kFloat8}) {
+    if (e == Element::kFloat8 && !machine.hopper) continue;
+    for (int m : small ? std::vector<int>{1, 129} : std::vector<int>{1, 7, 32, 97, 129, 512, 1000}) {
+      CheckGemm(machine, e, e, m, 80, 48, act++ % 5);
+      CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 784, 272, act++ % 5);
+      if (!small) CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 2304, 768, act++ % 5);
+      if (!small) CheckGemm(machine, e, e, m, 768, 3072, act++ % 5);
+    }
+  }
+  for (Element e : {Element::kHalf, Element::kBFloat, Element::kFloat8}) {
+    if (!machine.hopper) continue;
+    CheckNormGemm(machine, e, 1, 80, 40);
+    CheckNormGemm(machine, e, 45, 208, 264);
+    if (!small) CheckNormGemm(machine, e, 128, 768, 768);
+    if (!small) CheckNormGemm(machine, e, 70, 80, 1024);
+  }
+  for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat}) {
+    CheckAttention(machine, e, 3, 64, {1, 7, 97, 129, 2, 64}, 20);
+    CheckAttention(machine, e, 2, 32, {33, 1, 1, 65}, 0);
+    CheckAttention(machine, e, 2, 128, {70, 130, 5}, 7);
+    CheckAttention(machine, e, 3, 40, {31, 90}, 7);
+    CheckAttention(machine, e, 5, 7, {31, 40}, 1);
+    CheckAttention(machine, e, 4, 8, {5, 17, 3}, 0);
+    CheckAttention(machine, e, 2, 96, {50}, 0);
+    if (!small) CheckAttention(machine, e, 12, 64, {512, 384, 16}, 0);
+    if (!small) CheckAttention(machine, e, 12, 64, std::vector<int>(60, 31), 4);
+    for (int width : {8, 20, 97, 128, 768, 1000, 1024, 2048}) CheckNorm(machine, e, 1 + generator() % 9, width, 1.f);
+    if (e != Element::kFloat) CheckNorm(machine, e, 5, 768, 8000.f);  // sums beyond what fp16 holds
+  }
+  std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);
+  return failures ? 1 : 0;
+}
