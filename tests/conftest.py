@@ -1,0 +1,33 @@
+"""Fixtures that many tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """A function from the name of a real input to its path, below FTBERT_TEST_DATA or the repository's ../shared/data.
+
+    The inputs are no part of the project; where they are absent the test is skipped, visibly.
+    """
+    folder = Path(os.environ.get("FTBERT_TEST_DATA") or ROOT.parent / "shared" / "data")
+
+    def find(name):
+        path = folder / name
+        if not path.exists():
+            pytest.skip("no %s (set FTBERT_TEST_DATA to the folder of real inputs)" % path)
+        return path
+
+    return find
+
+
+@pytest.fixture(params=["direct", "session", "tensorflow"])
+def runtime(request):
+    """Each of the three ways to run a model; those that need TensorFlow are skipped where it is absent."""
+    if request.param != "direct":
+        pytest.importorskip("tensorflow")
+    return request.param
