@@ -1,4 +1,5 @@
-// The checks of a bf16 form, for cpu_bf16_test.cc (the instruction sets of this machine) and cpu_amx_test.cc (emulated).
+// The checks of a bf16 form, for cpu_bf16_test.cc (the instruction sets of this machine) and cpu_amx_test.cc
+// (emulated).
 #ifndef FTBERT_TESTS_CPP_BF16_CHECKS_H_
 #define FTBERT_TESTS_CPP_BF16_CHECKS_H_
 
@@ -26,7 +27,8 @@ inline void CheckBf16Product(const Form& form, const Problem& p, int parts, Epil
         magnitude += std::fabs(term);
       }
       // Rounding errors of a sum grow with its magnitude and, at random, with the root of its length.
-      const double tolerance = 1.2e-7 * magnitude * (2 + 0.25 * std::sqrt(p.inputs)) + GeluTolerance(epilogue, sum) + 1e-30;
+      const double summing = 1.2e-7 * magnitude * (2 + 0.25 * std::sqrt(p.inputs));
+      const double tolerance = summing + GeluTolerance(epilogue, sum) + 1e-30;
       const double difference = std::fabs(got[static_cast<size_t>(r) * p.outputs + n] - Activate(epilogue, sum));
       KeepWorst(difference / tolerance, &worst);
     }

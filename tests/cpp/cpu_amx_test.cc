@@ -1,6 +1,6 @@
 // The AMX kernels on emulated tiles, so that their indexing is checked on machines without AMX too: the file itself is
-// compiled into this test with plain loops for the tile instructions, and its definitions take the place of the library's.
-// (On a machine with AMX the same checks run on the real ones in cpu_int8_test and cpu_bf16_test.)
+// compiled into this test with plain loops for the tile instructions, and its definitions take the place of the
+// library's. (On a machine with AMX the same checks run on the real ones in cpu_int8_test and cpu_bf16_test.)
 #include "bf16_checks.h"
 #include "int8_checks.h"
 
@@ -15,19 +15,20 @@
 #pragma GCC pop_options
 
 int main() {
-  if (ftbert::cpu::MachineIsa() < ftbert::cpu::Isa::kAvx512Bf16) SKIP("the emulation needs AVX512-BF16 around the tiles");
-  const ftbert_test::Form int8{"amx int8, emulated", ftbert::cpu::NewInt8Kernel(ftbert::cpu::kInt8Amx)};
-  ftbert_test::CheckInt8Sizes(int8);
-  ftbert_test::CheckInt8Extremes(int8);
-  const ftbert_test::Form bf16{"amx bf16, emulated", ftbert::cpu::NewBf16Kernel(ftbert::cpu::kBf16Amx)};
-  ftbert_test::CheckBf16(bf16);
+  using namespace ftbert_test;  // NOLINT
+  if (ftbert::cpu::MachineIsa() < ftbert::cpu::Isa::kAvx512Bf16) SKIP("the emulation needs AVX512-BF16");
+  const Form int8{"amx int8, emulated", ftbert::cpu::NewInt8Kernel(ftbert::cpu::kInt8Amx)};
+  CheckInt8Sizes(int8);
+  CheckInt8Extremes(int8);
+  const Form bf16{"amx bf16, emulated", ftbert::cpu::NewBf16Kernel(ftbert::cpu::kBf16Amx)};
+  CheckBf16(bf16);
   // The same bits as AVX-512 VNNI: equal integer sums, the same epilogue.
-  const ftbert_test::Form vnni{"avx512 vnni", ftbert::cpu::NewInt8Kernel(ftbert::cpu::kInt8Avx512Vnni)};
-  const ftbert_test::Problem p(769, 130, 45);
-  const auto a = ftbert_test::Multiply(*int8.kernel, p.Pack(*int8.kernel), p.x.data(), p.rows, ftbert_test::Epilogue::kBiasGeluErf);
-  const auto b = ftbert_test::Multiply(*vnni.kernel, p.Pack(*vnni.kernel), p.x.data(), p.rows, ftbert_test::Epilogue::kBiasGeluErf);
-  CHECK(ftbert_test::SameBits(a.data(), b.data(), a.size()));
-  return ftbert_test::Finish();
+  const Form vnni{"avx512 vnni", ftbert::cpu::NewInt8Kernel(ftbert::cpu::kInt8Avx512Vnni)};
+  const Problem p(769, 130, 45);
+  const auto a = Multiply(*int8.kernel, p.Pack(*int8.kernel), p.x.data(), p.rows, Epilogue::kBiasGeluErf);
+  const auto b = Multiply(*vnni.kernel, p.Pack(*vnni.kernel), p.x.data(), p.rows, Epilogue::kBiasGeluErf);
+  CHECK(SameBits(a.data(), b.data(), a.size()));
+  return Finish();
 }
 #else
 int main() { SKIP("the emulation is written for GCC on x86-64"); }

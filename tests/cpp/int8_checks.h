@@ -1,4 +1,5 @@
-// The checks of an int8 form, for cpu_int8_test.cc (the instruction sets of this machine) and cpu_amx_test.cc (emulated).
+// The checks of an int8 form, for cpu_int8_test.cc (the instruction sets of this machine) and cpu_amx_test.cc
+// (emulated).
 #ifndef FTBERT_TESTS_CPP_INT8_CHECKS_H_
 #define FTBERT_TESTS_CPP_INT8_CHECKS_H_
 
@@ -122,13 +123,14 @@ inline void CheckInt8Sizes(const Form& form) {
 }
 
 inline void CheckInt8Extremes(const Form& form) {
-  // All weights and inputs at the ends of their ranges, in runs of each sign: the largest sums there can be, where 16-bit
-  // halves would saturate.
+  // All weights and inputs at the ends of their ranges, in runs of each sign: the largest sums there can be, where
+  // 16-bit halves would saturate.
   for (int pattern = 0; pattern < 5; ++pattern) {
     Problem p(3072, 40, 5);
     for (int32_t k = 0; k < p.inputs; ++k) {
       for (int32_t n = 0; n < p.outputs; ++n) {
-        const bool negative = pattern == 1 || (pattern == 2 && k % 2) || (pattern == 3 && k % 4 >= 2) || (pattern == 4 && n % 2);
+        const bool choices[] = {false, true, k % 2 == 1, k % 4 >= 2, n % 2 == 1};
+        const bool negative = choices[pattern];
         p.weights[static_cast<size_t>(k) * p.outputs + n] = negative ? -1.0f : 1.0f;
       }
     }

@@ -51,7 +51,8 @@ struct Problem {
       storage[q].resize(static_cast<size_t>(inputs) * columns);
       for (int32_t k = 0; k < inputs; ++k) {
         for (int32_t n = 0; n < columns; ++n) {
-          storage[q][static_cast<size_t>(k) * columns + n] = weights[static_cast<size_t>(k) * outputs + q * columns + n];
+          const float value = weights[static_cast<size_t>(k) * outputs + q * columns + n];
+          storage[q][static_cast<size_t>(k) * columns + n] = value;
         }
       }
       sources[q].data = storage[q].data();
@@ -70,13 +71,15 @@ inline std::string Describe(const char* form, const Problem& p) {
          std::to_string(p.outputs);
 }
 
-// Rows as the kernel wants them, each with `gap` bytes of poison behind it, at an address that is odd for floats' vectors.
+// Rows as the kernel wants them, each with `gap` bytes of poison behind it, at an address that is odd for floats'
+// vectors.
 struct PreparedRows {
   std::vector<uint8_t> storage;
   uint8_t* data = nullptr;
   size_t stride = 0;
 
-  PreparedRows(const LinearKernel& kernel, const float* x, ptrdiff_t x_stride, int32_t rows, int32_t inputs, size_t gap) {
+  PreparedRows(const LinearKernel& kernel, const float* x, ptrdiff_t x_stride, int32_t rows, int32_t inputs,
+               size_t gap) {
     const size_t bytes = kernel.input_row_bytes(inputs);
     stride = (bytes == 0 ? inputs * sizeof(float) : bytes) + gap;
     storage.assign(stride * rows + 4, 0xff);
@@ -118,7 +121,9 @@ inline std::vector<float> Multiply(const LinearKernel& kernel, const PackedMatri
   return result;
 }
 
-inline bool SameBits(const float* a, const float* b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
+inline bool SameBits(const float* a, const float* b, size_t count) {
+  return std::memcmp(a, b, count * sizeof(float)) == 0;
+}
 
 // A row of the product must not depend on the rows beside it, on the panels of the tile, or on where the inputs lie.
 inline void CheckRowsAreIndependent(const Form& form, const Problem& p, const PackedMatrix& packed, Epilogue epilogue) {
@@ -166,8 +171,8 @@ inline double Activate(Epilogue epilogue, double x) {
   return kNan;
 }
 
-constexpr Epilogue kEpilogues[] = {Epilogue::kBias, Epilogue::kBiasGeluErf, Epilogue::kBiasGeluTanh, Epilogue::kBiasRelu,
-                                   Epilogue::kBiasTanh};
+constexpr Epilogue kEpilogues[] = {Epilogue::kBias, Epilogue::kBiasGeluErf, Epilogue::kBiasGeluTanh,
+                                   Epilogue::kBiasRelu, Epilogue::kBiasTanh};
 
 // GELU of the low precisions is within 8e-5 for |x| <= 8 and 8e-6 |x| beyond.
 inline double GeluTolerance(Epilogue epilogue, double x) {

@@ -1,7 +1,8 @@
-// The AMX instructions that the kernels use, as macros on tile numbers 0 .. 7. With FTBERT_EMULATE_AMX defined they are plain
-// loops on a thread's own tiles, so that the kernels' indexing is tested on any machine with AVX-512 (tests/cpp).
+// The AMX instructions that the kernels use, as macros on tile numbers 0 .. 7. With FTBERT_EMULATE_AMX defined they are
+// plain loops on a thread's own tiles, so that the kernels' indexing is tested on any machine with AVX-512 (tests/cpp).
 //
-// A tile is 16 rows of 64 bytes at most. Products, for tiles C (rows x 16 words), A (rows x 64 bytes), B (16 x 64 bytes):
+// A tile is 16 rows of 64 bytes at most. Products, for tiles C (rows x 16 words), A (rows x 64 bytes), B (16 x 64
+// bytes):
 //   AMX_DOT_INT8  C[m][n] += sum over i < 16, j < 4 of u8 A[m][4i + j] * s8 B[i][4n + j]
 //   AMX_DOT_BF16  C[m][n] += sum over i < 16, j < 2 of A[m][2i + j] * B[i][2n + j], fp32
 #ifndef FTBERT_CPU_AMX_TILES_H_
@@ -58,7 +59,8 @@ inline void EmulateLoad(int tile, const void* base, size_t stride) {
 }
 inline void EmulateStore(int tile, void* base, size_t stride) {
   EmulatedTiles& e = Emulated();
-  for (int r = 0; r < e.shapes.rows[tile]; ++r) std::memcpy(static_cast<uint8_t*>(base) + r * stride, e.tile[tile][r], 64);
+  auto* to = static_cast<uint8_t*>(base);
+  for (int r = 0; r < e.shapes.rows[tile]; ++r) std::memcpy(to + r * stride, e.tile[tile][r], 64);
 }
 inline void EmulateDotInt8(int c, int a, int b) {
   EmulatedTiles& e = Emulated();

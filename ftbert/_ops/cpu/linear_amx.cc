@@ -1,11 +1,12 @@
 // int8 and bf16 matrix products with AMX.
 //
-// 2 x 2 tiles of sums are 32 rows x 32 columns, one panel; a step takes 64 bytes of inputs: 4 tile loads, 4 products of 16
-// cycles each. Sums go through the first-level cache to the AVX-512 epilogue, and the epilogue of one 32 x 32 block runs a
-// few rows per step between the products of the next: the tile unit and the vector units work at the same time, which
-// matters because GELU of a block costs nearly half as many cycles as the products of 768 inputs.
+// 2 x 2 tiles of sums are 32 rows x 32 columns, one panel; a step takes 64 bytes of inputs: 4 tile loads, 4 products of
+// 16 cycles each. Sums go through the first-level cache to the AVX-512 epilogue, and the epilogue of one 32 x 32 block
+// runs a few rows per step between the products of the next: the tile unit and the vector units work at the same time,
+// which matters because GELU of a block costs nearly half as many cycles as the products of 768 inputs.
 //
-// Tiles are configured on entry and released on return: a thread that keeps live tiles pays for 8 KiB at every context switch.
+// Tiles are configured on entry and released on return: a thread that keeps live tiles pays for 8 KiB at every context
+// switch.
 #include "cpu/vec_avx512.h"
 
 #include "cpu/vec.h"

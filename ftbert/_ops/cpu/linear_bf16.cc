@@ -1,8 +1,8 @@
 // bf16: rounding of weights, the portable form, and the choice of a form. See linear_int8_bf16.h for the layout.
 //
 // Where the processor has no bf16 products (before AVX512-BF16 and AMX), the weights are still held once, in bf16, and
-// widened on the way into fp32 products; inputs stay fp32. That halves the memory at about the speed of fp32, and is closer
-// to fp32 than the bf16 instructions are.
+// widened on the way into fp32 products; inputs stay fp32. That halves the memory at about the speed of fp32, and is
+// closer to fp32 than the bf16 instructions are.
 #include <cstring>
 #include <memory>
 #include <string>

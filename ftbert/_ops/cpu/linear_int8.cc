@@ -1,9 +1,9 @@
 // int8: quantization of weights, the portable form, and the choice of a form. See linear_int8_bf16.h for the layout.
 //
-// Weights: symmetric per output channel, q in [-127, 127], scale = the largest |w| / 127. (Clipping the largest does not
-// pay at 8 bits: rounding K weights has the square error K (M / 127)^2 / 12, and lowering the range M by a part e saves 2e of
-// that but costs (eM)^2 for the one weight at the end, more for any e above 1% and K up to 3,072.) Rounding keeps the sum of
-// each column, because the inputs of the feed-forward's second product have a common mean.
+// Weights: symmetric per output channel, q in [-127, 127], scale = the largest |w| / 127. (Clipping the largest does
+// not pay at 8 bits: rounding K weights has the square error K (M / 127)^2 / 12, and lowering the range M by a part e
+// saves 2e of that but costs (eM)^2 for the one weight at the end, more for any e above 1% and K up to 3,072.) Rounding
+// keeps the sum of each column, because the inputs of the feed-forward's second product have a common mean.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -74,7 +74,8 @@ void ComputePortable(const LinearJob& job) {
   }
 }
 
-// ---- Weights ----------------------------------------------------------------------------------------------------------
+// ---- Weights
+// ----------------------------------------------------------------------------------------------------------
 
 // Adding and subtracting 1.5 x 2^23 rounds |x| < 2^22 to nearest even, and compilers vectorise it for any target.
 inline float RoundSmall(float x) {
@@ -90,8 +91,8 @@ class PanelQuantizer {
 
   float* row(int32_t k) { return &kernel_[static_cast<size_t>(k) * columns_]; }
 
-  // q[k][c] = round(w / scale[c]), clipped, in the layout of a packed panel whose padding is zero; sum = scale x sum of q
-  // and shift = 128 x sum of q over the inputs.
+  // q[k][c] = round(w / scale[c]), clipped, in the layout of a packed panel whose padding is zero; sum = scale x sum of
+  // q and shift = 128 x sum of q over the inputs.
   void Quantize(int8_t* packed, float* scale, float* sum, int32_t* shift) {
     Measure();
     for (int32_t c = 0; c < columns_; ++c) scale[c] = largest_[c] / 127.0f;
@@ -122,8 +123,8 @@ class PanelQuantizer {
   }
   static float Level(float w, float inverse) { return RoundSmall(Clipped(w, inverse)); }
 
-  // Rounding leaves the sum of a column off by a few steps, and inputs with a common mean (GELU's) would see all of it. So
-  // as many weights, of those that lay closest to the middle between two steps, are rounded the other way.
+  // Rounding leaves the sum of a column off by a few steps, and inputs with a common mean (GELU's) would see all of it.
+  // So as many weights, of those that lay closest to the middle between two steps, are rounded the other way.
   void KeepSums(int8_t* packed, int32_t* sums) {
     for (int32_t c = 0; c < columns_; ++c) {
       const float wanted = RoundSmall(remainder_[c]);
@@ -247,7 +248,8 @@ const LinearKernel* Int8Kernel(Isa level) {
 #endif
 #ifdef FTBERT_WITH_AVX2
 #ifdef FTBERT_WITH_AVX2_VNNI
-  // On a machine whose best level this is; one with AVX-512 that was lowered to avx2 shall run what an AVX2 machine runs.
+  // On a machine whose best level this is; one with AVX-512 that was lowered to avx2 shall run what an AVX2 machine
+  // runs.
   static const Int8LinearKernel avx2_vnni(kInt8Avx2Vnni);
   if (level == Isa::kAvx2 && MachineIsa() == Isa::kAvx2 && MachineHasAvx2Vnni()) return &avx2_vnni;
 #endif

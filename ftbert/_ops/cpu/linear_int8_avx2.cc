@@ -1,6 +1,6 @@
-// int8 matrix products with AVX2 alone, exact. vpmaddubsw saturates its pairs at s16, and 2 x 255 x 127 is beyond. So the
-// inputs are taken as u8 - 128, which is in [-128, 127], their sign is moved over to the weights (vpsignb), and pairs of
-// |input| x (+-weight) are at most 2 x 128 x 127 = 32,512 < 32,767. The 128 comes back as column_shift.
+// int8 matrix products with AVX2 alone, exact. vpmaddubsw saturates its pairs at s16, and 2 x 255 x 127 is beyond. So
+// the inputs are taken as u8 - 128, which is in [-128, 127], their sign is moved over to the weights (vpsignb), and
+// pairs of |input| x (+-weight) are at most 2 x 128 x 127 = 32,512 < 32,767. The 128 comes back as column_shift.
 #include "cpu/vec_avx2.h"
 
 #include "cpu/vec.h"
@@ -41,7 +41,8 @@ struct Int8Avx2 : Int8OfAvx2 {
   }
 };
 
-void PrepareSigned(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride) {
+void PrepareSigned(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared,
+                   size_t stride) {
   PrepareInt8<2>(in, in_stride, rows, inputs, prepared, stride);
   const size_t row_bytes = static_cast<size_t>(Lines(inputs, 1)) * kLineBytes;
   for (int32_t r = 0; r < rows; ++r, prepared += stride) {

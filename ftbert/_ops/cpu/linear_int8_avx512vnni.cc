@@ -1,5 +1,5 @@
-// int8 matrix products with AVX-512 VNNI: vpdpbusd adds four u8 x s8 products to an int32 without saturation (4 x 255 x 127
-// is far from 2^31, and so are 16,384 of them).
+// int8 matrix products with AVX-512 VNNI: vpdpbusd adds four u8 x s8 products to an int32 without saturation (4 x 255 x
+// 127 is far from 2^31, and so are 16,384 of them).
 #include "cpu/vec_avx512.h"
 
 #include "cpu/vec.h"

@@ -1,12 +1,13 @@
-// What the int8 and the bf16 kernels share: four bytes of inputs are one step of a dot-product instruction, whether they
-// are four u8 or two bf16, so both precisions have one layout, one register tile and one border to the instruction sets.
+// What the int8 and the bf16 kernels share: four bytes of inputs are one step of a dot-product instruction, whether
+// they are four u8 or two bf16, so both precisions have one layout, one register tile and one border to the instruction
+// sets.
 //
-// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ] x copies [ RowScale, int8 only, in a line of its own ]
-// Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
+// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ] x copies [ RowScale, int8 only, in a line of its
+// own ] Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
 //                groups are padded with zeros to whole lines, columns to panel_columns.
 //
-// The functions of an instruction set take plain pointers (LinearJob), so that no file compiled for more than the baseline
-// instantiates a template of the standard library.
+// The functions of an instruction set take plain pointers (LinearJob), so that no file compiled for more than the
+// baseline instantiates a template of the standard library.
 #ifndef FTBERT_CPU_LINEAR_INT8_BF16_H_
 #define FTBERT_CPU_LINEAR_INT8_BF16_H_
 

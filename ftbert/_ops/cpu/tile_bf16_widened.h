@@ -1,5 +1,6 @@
 // bf16 weights by fp32 inputs, for instruction sets without bf16 products; included after a vec_*.h and vec.h by a file
-// that names  void Widen(const uint8_t* pairs, Vec* even, Vec* odd)  and  kWidenedRows  (4 kWidenedRows + ... registers).
+// that names  void Widen(const uint8_t* pairs, Vec* even, Vec* odd)  and  kWidenedRows  (4 kWidenedRows + ...
+// registers).
 //
 // Tile: kWidenedRows rows x two vectors of columns. A group of two inputs costs 2 loads and 4 shifts of weights and 4
 // multiply-adds per row. One accumulator per element, inputs in ascending order. Rows: fp32, any alignment.
@@ -69,7 +70,8 @@ __attribute__((noinline)) void WidenedTile(const uint8_t* in, size_t stride, con
 }
 
 template <int kRows>
-inline void WidenedTileOf(int rows, const uint8_t* in, size_t stride, const uint8_t* weights, int32_t inputs, float* sums) {
+inline void WidenedTileOf(int rows, const uint8_t* in, size_t stride, const uint8_t* weights, int32_t inputs,
+                          float* sums) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return WidenedTileOf<kRows - 1>(rows, in, stride, weights, inputs, sums);
   }

@@ -1,6 +1,6 @@
-// The int8 half of tile_int8_bf16.h: dequantization and the conversion of rows. Written on the vec_*.h included before, plus
-// what that file names here:  Vec ToFloat(const int32_t*)  and  void StoreBytes(uint8_t*, Vec), which rounds kLanes values
-// in [0, 255] to nearest even.
+// The int8 half of tile_int8_bf16.h: dequantization and the conversion of rows. Written on the vec_*.h included before,
+// plus what that file names here:  Vec ToFloat(const int32_t*)  and  void StoreBytes(uint8_t*, Vec), which rounds
+// kLanes values in [0, 255] to nearest even.
 #ifndef FTBERT_CPU_TILE_INT8_H_
 #define FTBERT_CPU_TILE_INT8_H_
 
@@ -24,8 +24,8 @@ struct Int8Columns {
   Vec scale, sum, bias;
 };
 
-// Two passes over each row: its range, then its bytes. Only multiplications, subtractions and rounding: every instruction
-// set gives the same bytes.
+// Two passes over each row: its range, then its bytes. Only multiplications, subtractions and rounding: every
+// instruction set gives the same bytes.
 template <int kCopies>
 void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride) {
   const int32_t padded = Lines(inputs, 1) * kLineBytes;

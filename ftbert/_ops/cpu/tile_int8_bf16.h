@@ -1,15 +1,16 @@
-// The register tile and the epilogue of int8 and bf16, written once; a file of one instruction set includes a vec_*.h, this,
-// and supplies a Dot. Everything is internal to that file.
+// The register tile and the epilogue of int8 and bf16, written once; a file of one instruction set includes a vec_*.h,
+// this, and supplies a Dot. Everything is internal to that file.
 //
 // Tile: up to Dot::kRowTile rows x two vectors of columns, one accumulator each; for each group of 4 bytes of inputs, 2
-// loads of weights and one broadcast per row. A panel of 32 columns and 768 inputs is 24 KiB of int8, so that it stays in
-// the first-level cache while the rows go by. Weights: aligned to the vector. Rows: any alignment.
+// loads of weights and one broadcast per row. A panel of 32 columns and 768 inputs is 24 KiB of int8, so that it stays
+// in the first-level cache while the rows go by. Weights: aligned to the vector. Rows: any alignment.
 //
 // A Dot supplies:
 //   Sum, Word, Element   accumulator, vector of kLanes groups, and the scalar the sums are stored as (int32_t or float)
 //   kRowTile             rows; 2 kRowTile + 3 vectors must fit into the registers
 //   Zero() LoadWeights(p) Broadcast(p, row_bytes) Add(sum, inputs, weights) Store(p, sum)
-//   Columns              constructed from (job, column): what kLanes columns need; Value(row of in, sums) is the result + bias
+//   Columns              constructed from (job, column): what kLanes columns need; Value(job, row of in, sums) is the
+//                        result with the bias
 //   StorePrepared        writes kLanes results as inputs of the next product, where kWritesPrepared
 #ifndef FTBERT_CPU_TILE_INT8_BF16_H_
 #define FTBERT_CPU_TILE_INT8_BF16_H_
@@ -106,11 +107,13 @@ inline void FinishRows(const LinearJob& job, int32_t p, int32_t row, int rows, c
     const typename Dot::Columns columns(job, p * kColumns + v * kLanes);
     const ptrdiff_t column = panel.column + v * kLanes;
     const auto value = [&](int r) {
-      return Activate<kEpilogue>(columns.Value(job, job.in + (row + r) * job.in_stride, sums + r * kColumns + v * kLanes));
+      const uint8_t* in = job.in + (row + r) * job.in_stride;
+      return Activate<kEpilogue>(columns.Value(job, in, sums + r * kColumns + v * kLanes));
     };
     if (Dot::kWritesPrepared && job.prepared_out != nullptr) {
       // Whole panels: the padding of the prepared row is made of columns without weights, which are zero.
-      for (int r = 0; r < rows; ++r) Dot::StorePrepared(job.prepared_out + (row + r) * job.prepared_stride, column, value(r));
+      uint8_t* to = job.prepared_out + row * job.prepared_stride;
+      for (int r = 0; r < rows; ++r) Dot::StorePrepared(to + r * job.prepared_stride, column, value(r));
     } else if (width >= kLanes) {
       for (int r = 0; r < rows; ++r) Store(job.out + (row + r) * job.out_stride + column, value(r));
     } else if (width > 0) {
@@ -130,8 +133,8 @@ inline void Finish(const LinearJob& job, int32_t p, int32_t row, int rows, const
   }
 }
 
-// Every panel of the job by every row tile: the panel stays in cache while the rows go by. Tiles are as even as can be: with
-// 12 at most, 16 rows are 8 + 8 and not 12 + 4, which would be slower.
+// Every panel of the job by every row tile: the panel stays in cache while the rows go by. Tiles are as even as can be:
+// with 12 at most, 16 rows are 8 + 8 and not 12 + 4, which would be slower.
 template <typename Dot>
 void ComputeTiles(const LinearJob& job) {
   alignas(64) typename Dot::Element sums[Dot::kRowTile * kColumns];
