@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     )
     from ftbert.prediction import Prediction
     from ftbert.predictor import FastBertClassifier
+    from ftbert.calibrate import calibrate
+    from ftbert.estimator import PersistentEstimator
+    from ftbert.finetune import finetune
     from ftbert.tokenization import Tokenizer
 
 __all__ = [
@@ -38,10 +41,13 @@ __all__ = [
     "InputError",
     "OutOfMemoryError",
     "PackedBatch",
+    "PersistentEstimator",
     "Prediction",
     "Tokenizer",
     "UnavailableError",
     "__version__",
+    "calibrate",
+    "finetune",
 ]
 
 __version__ = "0.1.0"
@@ -50,14 +56,20 @@ _MODULES = {
     "BertConfig": "ftbert.config",
     "FastBertClassifier": "ftbert.predictor",
     "PackedBatch": "ftbert.batching",
+    "PersistentEstimator": "ftbert.estimator",
     "Prediction": "ftbert.prediction",
     "Tokenizer": "ftbert.tokenization",
 }
+
+# Modules that are called as the function of their own name (ftbert/callable_module.py).
+_FUNCTIONS = ("calibrate", "finetune")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError("module 'ftbert' has no attribute %r" % name)
+    if name in _FUNCTIONS:
+        return importlib.import_module("ftbert." + name)
     value = getattr(importlib.import_module(_MODULES.get(name, "ftbert.errors")), name)
     globals()[name] = value
     return value

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 import numpy as np
 
 from ftbert._ops import Weight
+from ftbert.callable_module import make_callable
 from ftbert.checkpoint import ModelFolder, load_model_folder, save_model_folder
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError, ConfigError
@@ -417,3 +418,6 @@ def _run(plan: Plan, machine: Any, version: str, run: RunFolder, output: str) ->
         report,
         run.path,
     )
+
+
+make_callable(__name__)
