@@ -1,7 +1,7 @@
 """The server of tests/test_serving_process.py, in a process of its own.
 
-Usage: serving_child.py JSON: {"options": ServeOptions' fields, "delay": seconds a batch takes, "labels_file": path or null}.
-With "labels_file" the model's labels are read from that file at every load, so that a reload can be seen.
+Usage: serving_child.py JSON: {"options": ServeOptions' fields, "delay": seconds a batch takes, "labels_file": path or
+null}. With "labels_file" the model's labels are read from that file at every load, so that a reload can be seen.
 """
 
 import json

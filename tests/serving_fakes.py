@@ -1,4 +1,4 @@
-"""A predictor with known answers whose engine can be held, slowed and broken: for the faults that a real one seldom shows."""
+"""A predictor with known answers whose engine can be held, slowed and broken: faults that a real one seldom shows."""
 
 import threading
 import time

@@ -9,10 +9,17 @@ from ftbert.config import BertConfig
 from ftbert.tokenization import Tokenizer
 
 LETTERS = [chr(code) for code in range(97, 123)] + [chr(code) for code in range(48, 58)]
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + LETTERS + ["##" + letter for letter in LETTERS] + list("我你他卡钱退款了吗丢")
+VOCAB = (
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    + LETTERS
+    + ["##" + letter for letter in LETTERS]
+    + list("我你他卡钱退款了吗丢")
+)
 
 
-def save_random_model(path, labels=("first", "second", "third"), hidden=64, layers=2, seed=0, max_length=64, vocab=VOCAB):
+def save_random_model(
+    path, labels=("first", "second", "third"), hidden=64, layers=2, seed=0, max_length=64, vocab=VOCAB
+):
     """Writes a model folder; returns its path. Weights are large enough that labels differ from text to text."""
     config = BertConfig(
         vocab_size=len(vocab), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=max(1, hidden // 32),

@@ -84,7 +84,9 @@ class ServerProcess:
     def metric(self, name):
         """The sum of a metric's samples over its labels."""
         text = self.request("GET", "/metrics")[2].decode()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(re.escape(name) + r"[{ ]", line))
+        return sum(
+            float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(re.escape(name) + r"[{ ]", line)
+        )
 
     def resident_bytes(self):
         with open("/proc/%d/statm" % self.process.pid) as file:

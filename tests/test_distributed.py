@@ -1,4 +1,4 @@
-"""Ray: data at rest over a cluster of several nodes, one of which dies; and Ray Serve. One machine stands for all nodes."""
+"""Ray: data at rest over a cluster of several nodes, one of which dies; and Ray Serve. All nodes on one machine."""
 
 import glob
 import json
@@ -12,6 +12,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
 pytest.importorskip("pyarrow")
+pytest.importorskip("orjson")
 pytest.importorskip("tokenizers")
 
 import pyarrow  # noqa: E402
@@ -98,7 +99,7 @@ def check_rows(rows, texts, model):
     assert len({prediction.label for prediction in expected.values()}) > 1
     for row in rows:
         assert row["text"] == texts[row["id"]]
-        assert row["note"] == ("a,\"b\"\n我" if int(row["id"]) % 7 == 0 else "")
+        assert row["note"] == ('a,"b"\n我' if int(row["id"]) % 7 == 0 else "")
         assert row["label"] == expected[row["id"]].label
         assert abs(float(row["score"]) - expected[row["id"]].score) < 1e-5
 
@@ -178,7 +179,9 @@ def test_ray_serve_answers_and_scales(cluster, model):
         assert [(label, cut) for label, _, cut in got] == expected
 
         request = urllib.request.Request(
-            "http://127.0.0.1:%d/" % port, json.dumps({"inputs": texts[0]}).encode(), {"Content-Type": "application/json"}
+            "http://127.0.0.1:%d/" % port,
+            json.dumps({"inputs": texts[0]}).encode(),
+            {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             assert json.loads(response.read())[0]["label"] == expected[0][0]
@@ -197,7 +200,9 @@ def test_a_node_dies_half_way_and_no_row_is_lost_or_repeated(cluster, model, tmp
 
     def work():
         try:
-            predict(str(tmp_path / "in"), model, output, batch_rows=16, workers=(3, 3), cpus_per_worker=1, progress=False)
+            predict(
+                str(tmp_path / "in"), model, output, batch_rows=16, workers=(3, 3), cpus_per_worker=1, progress=False
+            )
         except BaseException as error:  # noqa: BLE001 - shown by the assertion below
             failure.append(error)
 

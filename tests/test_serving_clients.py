@@ -51,7 +51,9 @@ def test_tritonclient_infers(triton, binary_in, binary_out):
     known = KnownPredictor()
     tensor = http.InferInput("text", [len(TEXTS)], "BYTES")
     tensor.set_data_from_numpy(np.array([text.encode() for text in TEXTS], np.object_), binary_data=binary_in)
-    outputs = [http.InferRequestedOutput(name, binary_data=binary_out) for name in ("label", "scores", "logits", "truncated")]
+    outputs = [
+        http.InferRequestedOutput(name, binary_data=binary_out) for name in ("label", "scores", "logits", "truncated")
+    ]
     result = client.infer("known", [tensor], outputs=outputs, request_id="42")
     logits = known.expect(TEXTS)
     assert result.get_response()["id"] == "42"
@@ -65,7 +67,7 @@ def test_tritonclient_infers(triton, binary_in, binary_out):
 def test_tritonclient_infers_with_the_protocols_defaults(triton):
     http, client = triton
     tensor = http.InferInput("text", [1, 2], "BYTES")
-    tensor.set_data_from_numpy(np.array([["a".encode(), "我".encode()]], np.object_))
+    tensor.set_data_from_numpy(np.array([[b"a", "我".encode()]], np.object_))
     result = client.infer("known", [tensor])
     np.testing.assert_array_equal(result.as_numpy("logits"), KnownPredictor().expect([("a", "我")]))
 
@@ -88,9 +90,21 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     settings = os.path.join(os.path.dirname(os.path.abspath(__file__)), "schemathesis.toml")
     command = [os.path.join(os.path.dirname(sys.executable), "schemathesis"), "--config-file", settings, "run"]
     command += [server.url + "/openapi.json"]
-    command += ["--max-examples", os.environ.get("FTBERT_TEST_SCHEMA_EXAMPLES", "15"), "--seed", "1", "--request-timeout", "30"]
+    command += [
+        "--max-examples",
+        os.environ.get("FTBERT_TEST_SCHEMA_EXAMPLES", "15"),
+        "--seed",
+        "1",
+        "--request-timeout",
+        "30",
+    ]
     result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=220, cwd=str(tmp_path)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        timeout=220,
+        cwd=str(tmp_path),
     )
     report = "\n".join(line for line in result.stdout.splitlines() if len(line) < 500)
     assert result.returncode == 0, report
@@ -110,7 +124,13 @@ def browser():
         pytest.skip("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1000,900"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--window-size=1000,900",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     from selenium.webdriver.chrome.service import Service
@@ -167,7 +187,9 @@ def test_the_page_by_keyboard_in_both_languages(server, browser):
     assert until(lambda: by_id(browser, "problem").text == "请至少输入一条文本。")
     by_id(browser, "texts").send_keys("x" * 401, Keys.TAB, Keys.ENTER)
     assert until(lambda: "at most 400 characters" in by_id(browser, "problem").text)
-    loud = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "413" not in entry["message"]]
+    loud = [
+        entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "413" not in entry["message"]
+    ]
     assert not loud, loud
 
 

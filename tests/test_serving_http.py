@@ -135,7 +135,9 @@ def test_embeddings(client, known):
     values = np.array(client("POST", "/embed", json={"inputs": ["abc", "x"], "normalize": False}).json(), np.float32)
     np.testing.assert_array_equal(values, known.expect(["abc", "x"]) + 3)
     unit = np.array(client("POST", "/embed", json={"inputs": "abc", "pooling": "first"}).json())
-    np.testing.assert_allclose(unit[0], (known.expect(["abc"])[0] + 2) / np.linalg.norm(known.expect(["abc"])[0] + 2), rtol=1e-6)
+    np.testing.assert_allclose(
+        unit[0], (known.expect(["abc"])[0] + 2) / np.linalg.norm(known.expect(["abc"])[0] + 2), rtol=1e-6
+    )
 
 
 def test_info_names_what_is_served(client, known):
@@ -235,7 +237,9 @@ def test_a_body_in_chunks_is_limited_too(client):
     assert response.headers["connection"] == "close"
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "/predict", 405), ("DELETE", "/info", 405), ("GET", "/none", 404)])
+@pytest.mark.parametrize(
+    "method, path, status", [("GET", "/predict", 405), ("DELETE", "/info", 405), ("GET", "/none", 404)]
+)
 def test_other_paths_and_methods(client, method, path, status):
     response = client(method, path)
     assert response.status_code == status
@@ -318,10 +322,19 @@ def test_the_work_of_a_client_that_went_away_is_dropped(known):
             sent.append(message)
 
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-            "path": "/predict", "raw_path": b"/predict", "root_path": "", "query_string": b"",
-            "headers": [(b"content-type", b"application/json")], "server": ("test", 80), "client": ("test", 1),
-        }  # fmt: skip
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/predict",
+            "raw_path": b"/predict",
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "server": ("test", 80),
+            "client": ("test", 1),
+        }
         await asyncio.wait_for(app(scope, receive, send), 10)
 
     asyncio.run(main())
@@ -340,16 +353,30 @@ def test_the_token_guards_everything_but_health_and_the_page(known):
     for path in ("/health", "/ready", "/v2/health/live", "/v2/health/ready", "/"):
         assert client("GET", path).status_code == 200, path
     for method, path in (
-        ("POST", "/predict"), ("POST", "/embed"), ("GET", "/info"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/v2"),
-        ("POST", "/v2/models/default/infer"), ("GET", "/v2/models/default"), ("POST", "/models/default/predict"),
-    ):  # fmt: skip
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic s3cret"}, {"authorization": "s3cret"}):
+        ("POST", "/predict"),
+        ("POST", "/embed"),
+        ("GET", "/info"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("GET", "/v2"),
+        ("POST", "/v2/models/default/infer"),
+        ("GET", "/v2/models/default"),
+        ("POST", "/models/default/predict"),
+    ):
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "Basic s3cret"},
+            {"authorization": "s3cret"},
+        ):
             response = client(method, path, headers=headers)
             assert response.status_code == 401, (method, path, headers)
             assert response.headers["www-authenticate"] == "Bearer"
     good = {"authorization": "Bearer s3cret"}
     assert client("POST", "/predict", json={"inputs": "a"}, headers=good).status_code == 200
-    assert client("POST", "/predict", json={"inputs": "a"}, headers={"authorization": "bearer s3cret"}).status_code == 200
+    assert (
+        client("POST", "/predict", json={"inputs": "a"}, headers={"authorization": "bearer s3cret"}).status_code == 200
+    )
     client.close()
 
 
@@ -435,10 +462,19 @@ def test_a_model_that_cannot_be_loaded_leaves_none_open():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"port": -1}, {"port": 70000}, {"timeout_s": 0}, {"max_texts": 0}, {"max_texts": True}, {"token": ""}, {"token": "a b"},
-        {"max_texts": 10, "max_queue_texts": 5}, {"ssl_keyfile": "key"}, {"log_texts": True}, {"pooling": "max"},
+        {"port": -1},
+        {"port": 70000},
+        {"timeout_s": 0},
+        {"max_texts": 0},
+        {"max_texts": True},
+        {"token": ""},
+        {"token": "a b"},
+        {"max_texts": 10, "max_queue_texts": 5},
+        {"ssl_keyfile": "key"},
+        {"log_texts": True},
+        {"pooling": "max"},
     ],
-)  # fmt: skip
+)
 def test_options_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError):
         ServeOptions(**settings)
@@ -482,15 +518,32 @@ GOOD = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
 @pytest.mark.parametrize(
     "change",
     [
-        {"inputs": None}, {"inputs": []}, {"inputs": [GOOD, GOOD]}, {"inputs": [dict(GOOD, name="x")]},
-        {"inputs": [dict(GOOD, datatype="FP32")]}, {"inputs": [dict(GOOD, shape=[2])]}, {"inputs": [dict(GOOD, shape=[-1])]},
-        {"inputs": [dict(GOOD, shape=[1, 3])]}, {"inputs": [dict(GOOD, shape=["1"])]}, {"inputs": [dict(GOOD, shape=[True])]},
-        {"inputs": [dict(GOOD, data=[1])]}, {"inputs": [dict(GOOD, data="a")]}, {"inputs": [dict(GOOD, data=None)]},
-        {"inputs": [dict(GOOD, parameters=[])]}, {"outputs": []}, {"outputs": [{"name": "none"}]}, {"outputs": [{"name": ["label"]}]},
-        {"outputs": None}, {"id": None}, {"outputs": [{"name": "label"}] * 6}, {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
-        {"outputs": [{"name": "label", "parameters": {"classification": 2}}]}, {"id": 7}, {"parameters": 1},
+        {"inputs": None},
+        {"inputs": []},
+        {"inputs": [GOOD, GOOD]},
+        {"inputs": [dict(GOOD, name="x")]},
+        {"inputs": [dict(GOOD, datatype="FP32")]},
+        {"inputs": [dict(GOOD, shape=[2])]},
+        {"inputs": [dict(GOOD, shape=[-1])]},
+        {"inputs": [dict(GOOD, shape=[1, 3])]},
+        {"inputs": [dict(GOOD, shape=["1"])]},
+        {"inputs": [dict(GOOD, shape=[True])]},
+        {"inputs": [dict(GOOD, data=[1])]},
+        {"inputs": [dict(GOOD, data="a")]},
+        {"inputs": [dict(GOOD, data=None)]},
+        {"inputs": [dict(GOOD, parameters=[])]},
+        {"outputs": []},
+        {"outputs": [{"name": "none"}]},
+        {"outputs": [{"name": ["label"]}]},
+        {"outputs": None},
+        {"id": None},
+        {"outputs": [{"name": "label"}] * 6},
+        {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
+        {"outputs": [{"name": "label", "parameters": {"classification": 2}}]},
+        {"id": 7},
+        {"parameters": 1},
     ],
-)  # fmt: skip
+)
 def test_a_wrong_inference_request_is_refused(client, change):
     response = client("POST", "/v2/models/default/infer", json=dict({"inputs": [GOOD]}, **change))
     assert response.status_code in (400, 422), response.text
@@ -499,16 +552,30 @@ def test_a_wrong_inference_request_is_refused(client, change):
 
 @pytest.mark.parametrize(
     "length, tail, size",
-    [("999999", b"", 0), ("x", b"", 0), ("-1", b"", 0), (None, b"\x05\0\0\0ab", 6), (None, b"\x05\0", 2), (None, b"\1\0\0\0\xff", 5),
-     (None, b"\1\0\0\0a", 4), (None, b"\1\0\0\0a\1\0\0\0b", 10), (None, b"", 0)],
-)  # fmt: skip
+    [
+        ("999999", b"", 0),
+        ("x", b"", 0),
+        ("-1", b"", 0),
+        (None, b"\x05\0\0\0ab", 6),
+        (None, b"\x05\0", 2),
+        (None, b"\1\0\0\0\xff", 5),
+        (None, b"\1\0\0\0a", 4),
+        (None, b"\1\0\0\0a\1\0\0\0b", 10),
+        (None, b"", 0),
+    ],
+)
 def test_a_wrong_binary_tensor_is_refused(client, length, tail, size):
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
     head = json.dumps({"inputs": [tensor]}).encode()
     response = client(
-        "POST", "/v2/models/default/infer", content=head + tail,
-        headers={"inference-header-content-length": length or str(len(head)), "content-type": "application/octet-stream"},
-    )  # fmt: skip
+        "POST",
+        "/v2/models/default/infer",
+        content=head + tail,
+        headers={
+            "inference-header-content-length": length or str(len(head)),
+            "content-type": "application/octet-stream",
+        },
+    )
     assert response.status_code in (400, 422), response.text
 
 

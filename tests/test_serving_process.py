@@ -90,7 +90,10 @@ def test_a_client_that_drips_is_cut_off_as_well(server):
 
 
 def test_garbage_headers_and_too_many_of_them(server):
-    for sent, status in ((b"\x16\x03\x01\x02\x00\x01garbage\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\n" + b"a: %s\r\n" % (b"b" * 70000), b"431")):
+    for sent, status in (
+        (b"\x16\x03\x01\x02\x00\x01garbage\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\n" + b"a: %s\r\n" % (b"b" * 70000), b"431"),
+    ):
         with server.connect() as connection:
             connection.sendall(sent)
             assert read_all(connection).split(b" ")[1] == status
@@ -246,8 +249,17 @@ def test_sighup_reloads_without_a_failed_request(tmp_path):
 
 
 def test_no_text_reaches_the_log_unless_asked():
-    bodies = [b'{"inputs": "marker-text"}', b'{"inputs": "marker-text"', b'{"inputs": ["marker-text", 1]}', b'{"marker-text": 1}']
-    for options, shown in (({}, False), ({"log_requests": True}, False), ({"log_requests": True, "log_texts": True}, True)):
+    bodies = [
+        b'{"inputs": "marker-text"}',
+        b'{"inputs": "marker-text"',
+        b'{"inputs": ["marker-text", 1]}',
+        b'{"marker-text": 1}',
+    ]
+    for options, shown in (
+        ({}, False),
+        ({"log_requests": True}, False),
+        ({"log_requests": True, "log_texts": True}, True),
+    ):
         with ServerProcess.known(options=options) as server:
             for body in bodies:
                 server.request("POST", "/predict", body)
@@ -262,13 +274,33 @@ def test_tls(tmp_path):
         pytest.skip("openssl is not installed")
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-days",
+            "1",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     with ServerProcess.known(options={"ssl_certfile": certificate, "ssl_keyfile": key}) as server:
         context = ssl.create_default_context(cafile=certificate)
-        with urllib.request.urlopen("https://127.0.0.1:%d/ready" % server.port, context=context, timeout=WAIT) as response:
+        with urllib.request.urlopen(
+            "https://127.0.0.1:%d/ready" % server.port, context=context, timeout=WAIT
+        ) as response:
             assert response.status == 200
         assert server.stop() == 0
 

@@ -87,6 +87,7 @@ def test_coroutines_share_batches_and_the_loop_stays_free(known):
 
 def test_one_long_call_spans_batches_and_lets_others_pass(known):
     known.gate.clear()
+    known.delay = 0.02
     with BatchingPredictor(known, batch_tokens=20, max_wait_ms=0) as queue:
         long = queue.submit(["abc"] * 40)  # 5 tokens each: 4 rows a batch
         assert _until(lambda: queue.queued_texts == 36)
@@ -109,7 +110,9 @@ def test_one_long_call_spans_batches_and_lets_others_pass(known):
 
 def test_a_row_longer_than_the_budget_runs_alone(known):
     with BatchingPredictor(known, batch_tokens=4) as queue:
-        np.testing.assert_array_equal(queue.submit(["abcdefgh", "x"]).result(10).values, known.expect(["abcdefgh", "x"]))
+        np.testing.assert_array_equal(
+            queue.submit(["abcdefgh", "x"]).result(10).values, known.expect(["abcdefgh", "x"])
+        )
 
 
 def test_logits_and_embeddings_are_never_mixed(queue, known):

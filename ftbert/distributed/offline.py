@@ -1,9 +1,10 @@
 """`predict`: Parquet, CSV or JSON lines through one predictor per device of a Ray cluster.
 
-Ray Data streams blocks of rows from the readers through a pool of actors, each holding one loaded model, to the writers;
-readers wait while the actors are busy, so memory stays bounded however large the input is. A block is the unit of work: what
-a dead node had under way is computed again elsewhere, and the file that a task writes is named after the task, so that a
-repetition replaces it. The output folder gets its name when all of it is written and its rows are counted.
+Ray Data streams blocks of rows from the readers through a pool of actors, each holding one loaded model, to the
+writers; readers wait while the actors are busy, so memory stays bounded however large the input is. A block is the
+unit of work: what a dead node had under way is computed again elsewhere, and the file that a task writes is named
+after the task, so that a repetition replaces it. The output folder gets its name when all of it is written and its
+rows are counted.
 """
 
 import inspect
@@ -27,7 +28,8 @@ _EXTENSIONS = {"parquet": ["parquet"], "csv": ["csv"], "jsonl": ["jsonl", "ndjso
 # Reading and writing wait for disks, not for processors: they fit beside the actors on every node.
 _READER_CPUS = 0.25
 
-# Batches in a block, the unit that is computed again after a failure. Readers make blocks of up to 128 MB, a million texts.
+# Batches in a block, the unit that is computed again after a failure. Readers make blocks of up to 128 MB, a million
+# texts.
 _BLOCK_BATCHES = 8
 
 
@@ -53,8 +55,8 @@ def predict(
     """Labels every row of a dataset.
 
     Args:
-        dataset: a Ray dataset, or the path of a file or a folder of Parquet, CSV or JSON lines that every node can read.
-            CSV columns are read as strings, as they stand.
+        dataset: a Ray dataset, or the path of a file or a folder of Parquet, CSV or JSON lines that every node can
+            read. CSV columns are read as strings, as they stand.
         model: the model folder's path on every node.
         output: a folder that every node can write; it must not exist. None: nothing is written.
         text_column: the column with the texts.
@@ -70,8 +72,8 @@ def predict(
         progress: show Ray Data's progress bars.
 
     Returns:
-        The predicted dataset, not yet computed, when `output` is None; else None. The new columns are "label", "score" and
-        "truncated".
+        The predicted dataset, not yet computed, when `output` is None; else None. The new columns are "label",
+        "score" and "truncated".
 
     Raises:
         InputError: a column or a text is missing, the input has no known format, or the output exists.
@@ -93,10 +95,10 @@ def predict(
         raise InputError("%s: expected no such path yet; nothing is overwritten. Choose another or remove it." % output)
     if not ray.is_initialized():
         ray.init(logging_level="warning", log_to_driver=False)
-    rows = _read(path_in, format_in) if path_in is not None else dataset
+    rows: Any = _read(path_in, format_in) if path_in is not None else dataset
     columns = [text_column] + ([pair_column] if pair_column else [])
     _check_columns(rows, columns, ["label", "score", "truncated"], prefix)
-    settings = {
+    settings: Dict[str, Any] = {
         "model": os.path.abspath(model) if os.path.exists(model) else model,
         "columns": columns,
         "scores": scores,
@@ -106,19 +108,26 @@ def predict(
         },
     }  # fmt: skip
     resources, pool = _pool(ray, device, workers, cpus_per_worker)
-    settings["options"]["device"] = "cuda" if "num_gpus" in resources else "cpu"  # type: ignore[index]
-    settings["options"]["threads"] = None if "num_gpus" in resources else max(1, int(resources["num_cpus"]))  # type: ignore[index]
+    on_cards = "num_gpus" in resources
+    settings["options"].update(
+        device="cuda" if on_cards else "cpu", threads=None if on_cards else max(1, int(resources["num_cpus"]))
+    )
     if _has_room(ray, resources):
-        rows = rows.repartition(target_num_rows_per_block=_BLOCK_BATCHES * batch_rows)  # type: ignore[union-attr]
-    predicted = rows.map_batches(  # type: ignore[union-attr]
-        _Worker, fn_constructor_kwargs=settings, batch_format="pyarrow", batch_size=batch_rows, compute=pool, **resources
+        rows = rows.repartition(target_num_rows_per_block=_BLOCK_BATCHES * batch_rows)
+    predicted = rows.map_batches(
+        _Worker,
+        fn_constructor_kwargs=settings,
+        batch_format="pyarrow",
+        batch_size=batch_rows,
+        compute=pool,
+        **resources,
     )
     context = predicted.context
     context.enable_progress_bars = progress
     if output is None:
         return predicted
     try:
-        _write(predicted, output, format_out, None if path_in is None else rows.count())  # type: ignore[union-attr]
+        _write(predicted, output, format_out, None if path_in is None else rows.count())
     except ray.exceptions.RayError as error:
         raise _own_error(error) from error
     return None
@@ -127,9 +136,7 @@ def predict(
 class _Worker:
     """One loaded model in an actor."""
 
-    def __init__(
-        self, model: str, columns: List[str], scores: bool, prefix: str, options: Dict[str, Any]
-    ) -> None:
+    def __init__(self, model: str, columns: List[str], scores: bool, prefix: str, options: Dict[str, Any]) -> None:
         from ftbert.predictor import FastBertClassifier
 
         self._failed: Optional[FtbertError] = None
@@ -170,8 +177,8 @@ def _texts_of(table: Any, column: str) -> List[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(
-                "Column %r: expected a string in every row, got %s in row %d of a block. Remove such rows, or put '' in its "
-                "place." % (column, "null" if text is None else type(text).__name__, index)
+                "Column %r: expected a string in every row, got %s in row %d of a block. Remove such rows, or put '' "
+                "in their place." % (column, "null" if text is None else type(text).__name__, index)
             )
     return texts
 
@@ -224,8 +231,8 @@ def _read(path: str, kind: Optional[str]) -> Any:
     import pyarrow
     from pyarrow import csv
 
-    # Quoted fields may hold line ends. Without types given, "007" would become 7, and a block of numbers a column of another
-    # type than the next block's.
+    # Quoted fields may hold line ends. Without types given, "007" would become 7, and a block of numbers a column of
+    # another type than the next block's.
     parse = csv.ParseOptions(newlines_in_values=True)
     with csv.open_csv(files[0], parse_options=parse) as reader:
         names = reader.schema.names
@@ -273,14 +280,11 @@ def _pool(
 
 def _has_room(ray: Any, resources: Dict[str, float]) -> bool:
     """Whether a task of one processor fits beside an actor; a cluster of single processors makes no smaller blocks."""
-    return any(
-        node["Alive"] and node["Resources"].get("CPU", 0) - resources["num_cpus"] >= 1 for node in ray.nodes()
-    )
+    return any(node["Alive"] and node["Resources"].get("CPU", 0) - resources["num_cpus"] >= 1 for node in ray.nodes())
 
 
 def _write(predicted: Any, output: str, kind: str, expected: Optional[int]) -> None:
     """Writes beside the output, counts, renames."""
-    import ray.data
 
     output = os.path.abspath(output)
     parent = os.path.dirname(output)

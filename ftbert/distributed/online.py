@@ -1,4 +1,4 @@
-"""`deployment`: a model behind Ray Serve, each replica with its own batching queue, as many replicas as the load needs."""
+"""`deployment`: a model behind Ray Serve, each replica with its own queue, as many replicas as the load needs."""
 
 from typing import Any, Dict, List, Optional
 
@@ -21,15 +21,15 @@ def deployment(
 ) -> Any:
     """A Ray Serve application for a model: `ray.serve.run(deployment("models/intents"))`.
 
-    It answers `POST` with text-embeddings-inference's classifier form, and handles by `handle.predict.remote(texts)` with a
-    list of (label, score, truncated).
+    It answers `POST` with text-embeddings-inference's classifier form, and handles by `handle.predict.remote(texts)`
+    with a list of (label, score, truncated).
 
     Args:
         model: the model folder's path on every node.
         name: the deployment's name.
         min_replicas, max_replicas: bounds of the autoscaling.
-        target_requests: requests under way at a replica that the autoscaling aims at. A replica batches what it has, so this
-            is also the batch size that it works with under load.
+        target_requests: requests under way at a replica that the autoscaling aims at. A replica batches what it has,
+            so this is also the batch size that it works with under load.
         num_cpus, num_gpus: of one replica. On CPUs a replica uses `num_cpus` threads.
         max_requests: requests that a replica may have under way; more wait at the caller.
         ray_options: further arguments of `ray.serve.deployment`.

@@ -17,8 +17,9 @@ from ftbert.serving.http import JSON, Endpoint, Reply, Request, json_reply, prob
 from ftbert.serving.metrics import Metrics
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Problem
-from ftbert.serving.queue import LOGITS, Answer
+from ftbert.serving.queue import LOGITS
 from ftbert.serving.table import ModelTable, ServedModel
+from ftbert.serving.ticket import Answer
 
 if TYPE_CHECKING:
     from ftbert.predictor import FastBertClassifier
@@ -59,7 +60,7 @@ def create_app(
     app = Starlette(
         routes=handlers.routes(),
         lifespan=lifespan,
-        exception_handlers={HTTPException: _HttpErrors(metrics)},  # type: ignore[dict-item]
+        exception_handlers={HTTPException: _HttpErrors(metrics)},
     )
     app.router.redirect_slashes = False
     app.state.table = table
@@ -198,7 +199,9 @@ class _Handlers:
         version = request.path_params.get("version", "1")
         model = self._table.get(request.path_params.get("name"))
         if model is None or version != "1":
-            raise Problem(404, "NotFound", "There is no such model or version; served are %s." % ", ".join(self._table.names))
+            raise Problem(
+                404, "NotFound", "There is no such model or version; served are %s." % ", ".join(self._table.names)
+            )
         return model
 
 
@@ -209,7 +212,9 @@ def describe(model: ServedModel, table: ModelTable, options: ServeOptions) -> Di
         "model_id": model.name,
         "model_sha": None,
         "model_dtype": model.precision,
-        "model_type": {"classifier": {"id2label": id2label, "label2id": {text: int(i) for i, text in id2label.items()}}},
+        "model_type": {
+            "classifier": {"id2label": id2label, "label2id": {text: int(i) for i, text in id2label.items()}}
+        },
         "max_concurrent_requests": options.max_queue_texts,
         "max_input_length": model.max_length,
         "max_batch_tokens": model.queue.batch_tokens,

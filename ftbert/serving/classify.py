@@ -1,7 +1,8 @@
 """`POST /predict` and `POST /embed` in the form of Hugging Face text-embeddings-inference's routes.
 
-https://huggingface.github.io/text-embeddings-inference: inputs are a string, a pair of strings, or a list whose members are
-lists of one string or two; one input gives one array of {score, label}, best first, a list gives an array of such arrays.
+https://huggingface.github.io/text-embeddings-inference: inputs are a string, a pair of strings, or a list whose
+members are lists of one string or two; one input gives one array of {score, label}, best first, a list gives an array
+of such arrays.
 """
 
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -58,7 +59,9 @@ def parse_json(body: bytes) -> Dict[str, Any]:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Problem(
-            400, "Validation", "Expected a JSON object in UTF-8: %s (line %d, column %d)." % (error.msg, error.lineno, error.colno)
+            400,
+            "Validation",
+            "Expected a JSON object in UTF-8: %s (line %d, column %d)." % (error.msg, error.lineno, error.colno),
         ) from None
     if not isinstance(value, dict):
         reject("Expected a JSON object, got %s." % _kind(value))
@@ -129,9 +132,7 @@ def render_predictions(scores: np.ndarray, labels: Sequence[str], single: bool) 
     """
     finite(scores)
     order = np.argsort(-scores, axis=1, kind="stable").tolist()
-    rows = [
-        [{"score": row[index], "label": labels[index]} for index in indices] for row, indices in zip(scores, order)
-    ]
+    rows = [[{"score": row[index], "label": labels[index]} for index in indices] for row, indices in zip(scores, order)]
     return orjson.dumps(rows[0] if single else rows, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -147,7 +148,9 @@ def render_embeddings(values: np.ndarray, normalize: bool) -> bytes:
 def finite(values: np.ndarray) -> None:
     """Refuses to answer with numbers that JSON has no form for."""
     if not np.isfinite(values).all():
-        raise Problem(424, "Backend", "The model computed a number that is not finite; check its weights and precision.")
+        raise Problem(
+            424, "Backend", "The model computed a number that is not finite; check its weights and precision."
+        )
 
 
 def check_text(text: Text, where: str, options: ServeOptions) -> None:
@@ -161,7 +164,7 @@ def _sequence(member: Any, where: str) -> Text:
     if not isinstance(member, list) or not 1 <= len(member) <= 2 or not all(isinstance(part, str) for part in member):
         got = "%d members" % len(member) if isinstance(member, list) else _kind(member)
         reject(
-            "%s: expected a list of one string (a text) or two (a pair), got %s. Several texts are a list of such lists."
+            "%s: expected a list of one string (a text) or two (a pair), got %s. Several texts: a list of such lists."
             % (where, got)
         )
     return member[0] if len(member) == 1 else (member[0], member[1])
@@ -171,7 +174,9 @@ def _count(inputs: List[Any], options: ServeOptions) -> None:
     if not inputs:
         reject("inputs: expected at least one text, got none.", 422, "Empty")
     if len(inputs) > options.max_texts:
-        reject("inputs: expected at most %d texts, got %d. Send several requests." % (options.max_texts, len(inputs)), 413)
+        reject(
+            "inputs: expected at most %d texts, got %d. Send several requests." % (options.max_texts, len(inputs)), 413
+        )
 
 
 def _known(value: Dict[str, Any], names: Sequence[str]) -> None:

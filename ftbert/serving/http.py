@@ -11,7 +11,7 @@ import orjson
 from ftbert.errors import DeadlineError, FtbertError
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Disconnected, Problem, problem_from
-from ftbert.serving.queue import Answer, Ticket
+from ftbert.serving.ticket import Answer, Ticket
 
 if TYPE_CHECKING:
     from ftbert.serving.metrics import Metrics
@@ -67,7 +67,9 @@ class Request:
             raise Problem(415, "Validation", "Content-Encoding: expected none; send the body uncompressed.", close=True)
         declared = self.headers.get(b"content-length")
         if declared is not None and int(declared) > limit:
-            raise Problem(413, "Validation", "Expected a body of at most %d bytes, got %d." % (limit, int(declared)), close=True)
+            raise Problem(
+                413, "Validation", "Expected a body of at most %d bytes, got %d." % (limit, int(declared)), close=True
+            )
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
@@ -97,7 +99,8 @@ class Request:
             if gone.done():
                 raise Disconnected
             raise DeadlineError(
-                "Expected an answer within %g s, got none; the request was dropped. Send fewer texts." % self.options.timeout_s
+                "Expected an answer within %g s, got none; the request was dropped. Send fewer texts."
+                % self.options.timeout_s
             )
         finally:
             gone.cancel()
@@ -144,7 +147,7 @@ class Endpoint:
         close = False
         try:
             if self._token is not None:
-                self._check_token(request)
+                _check_token(request, self._token)
             if self._content_types:
                 await request.read(self._content_types, self._needs_type)
             reply = await self._handler(request)
@@ -173,21 +176,22 @@ class Endpoint:
             self._write_log(request, reply.status, seconds)
         await send_reply(reply, send, scope["method"], close)
 
-    def _check_token(self, request: Request) -> None:
-        given = request.headers.get(b"authorization", b"")
-        scheme, _, token = given.partition(b" ")
-        # compare_digest takes the same time wherever the first difference is.
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):  # type: ignore[type-var]
-            raise Problem(
-                401, "Unauthorized", "Expected the header 'Authorization: Bearer <token>' with this server's token.",
-                {"WWW-Authenticate": "Bearer"}, close=True,
-            )  # fmt: skip
-
     def _write_log(self, request: Request, status: int, seconds: float) -> None:
         line = "%s %s %d %.1f ms" % (request.scope["method"], request.scope["path"], status, seconds * 1000)
         if self._options.log_texts:
             line += " %s" % request.body.decode("utf-8", "replace")
         _log.info("%s", line)
+
+
+def _check_token(request: Request, expected: bytes) -> None:
+    given = request.headers.get(b"authorization", b"")
+    scheme, _, token = given.partition(b" ")
+    # compare_digest takes the same time wherever the first difference is.
+    if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), expected):
+        raise Problem(
+            401, "Unauthorized", "Expected the header 'Authorization: Bearer <token>' with this server's token.",
+            {"WWW-Authenticate": "Bearer"}, close=True,
+        )  # fmt: skip
 
 
 def problem_reply(problem: Problem, flat: bool = False) -> Reply:

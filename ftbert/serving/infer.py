@@ -16,8 +16,8 @@ from ftbert.prediction import scores_from_logits
 from ftbert.serving.classify import check_text, finite, parse_json
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Problem, reject
-from ftbert.serving.queue import Answer
 from ftbert.serving.table import ServedModel
+from ftbert.serving.ticket import Answer
 from ftbert.tokenization import Text
 
 __all__ = ["InferRequest", "OUTPUTS", "metadata", "parse_infer", "render_infer"]
@@ -132,7 +132,10 @@ def _texts(tensor: Dict[str, Any], tail: bytes, options: ServeOptions) -> List[T
         reject("inputs[0].shape: expected [B], [B, 1] or, for pairs, [B, 2], with B at least 1.")
     rows, columns = shape[0], shape[1] if len(shape) == 2 else 1
     if rows > options.max_texts:
-        reject("inputs[0].shape: expected at most %d texts, got %d. Send several requests." % (options.max_texts, rows), 413)
+        reject(
+            "inputs[0].shape: expected at most %d texts, got %d. Send several requests." % (options.max_texts, rows),
+            413,
+        )
     size = _parameters(tensor, "inputs[0].parameters").get("binary_data_size")
     if size is not None:
         if isinstance(size, bool) or not isinstance(size, int) or size != len(tail):
@@ -175,7 +178,11 @@ def _strings(blob: bytes) -> List[str]:
         (length,) = struct.unpack_from("<I", blob, at)
         at += 4
         if at + length > len(blob):
-            raise Problem(400, "Validation", "Expected %d bytes at byte %d of the binary tensor, got %d." % (length, at, len(blob) - at))
+            raise Problem(
+                400,
+                "Validation",
+                "Expected %d bytes at byte %d of the binary tensor, got %d." % (length, at, len(blob) - at),
+            )
         try:
             parts.append(blob[at : at + length].decode("utf-8"))
         except UnicodeDecodeError:

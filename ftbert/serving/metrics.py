@@ -2,14 +2,23 @@
 
 from typing import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
-from ftbert.serving.queue import QueueObserver
+from ftbert.serving.ticket import QueueObserver
 
 __all__ = ["Metrics", "ModelObserver"]
 
 _SECONDS = (
-    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30,
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2,
+    5, 10, 30,
 )  # fmt: skip
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -23,21 +32,34 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = Counter(
-            "ftbert_requests", "Requests answered, by route and HTTP status.", ["route", "status"], registry=self.registry
+            "ftbert_requests",
+            "Requests answered, by route and HTTP status.",
+            ["route", "status"],
+            registry=self.registry,
         )
-        self.errors = Counter("ftbert_errors", "Requests answered with an error, by type.", ["type"], registry=self.registry)
+        self.errors = Counter(
+            "ftbert_errors", "Requests answered with an error, by type.", ["type"], registry=self.registry
+        )
         self.disconnects = Counter(
             "ftbert_disconnects", "Requests whose client went away before the answer.", registry=self.registry
         )
         self.seconds = Histogram(
-            "ftbert_request_seconds", "From a request's headers to its answer.", ["route"], buckets=_SECONDS, registry=self.registry
+            "ftbert_request_seconds",
+            "From a request's headers to its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.texts = Counter("ftbert_texts", "Texts tokenized.", ["model"], registry=self.registry)
         self.truncated = Counter(
             "ftbert_truncated_texts", "Texts longer than the model's maximum.", ["model"], registry=self.registry
         )
         self.tokenization = Histogram(
-            "ftbert_tokenization_seconds", "One turn of the tokenizer.", ["model"], buckets=_SECONDS, registry=self.registry
+            "ftbert_tokenization_seconds",
+            "One turn of the tokenizer.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.queue = Histogram(
             "ftbert_queue_seconds", "A call's wait in queues.", ["model"], buckets=_SECONDS, registry=self.registry
@@ -48,7 +70,9 @@ class Metrics:
         self.batch_tokens = Histogram(
             "ftbert_batch_tokens", "Tokens in a batch.", ["model"], buckets=_TOKENS, registry=self.registry
         )
-        self.batch_texts = Histogram("ftbert_batch_texts", "Texts in a batch.", ["model"], buckets=_SIZES, registry=self.registry)
+        self.batch_texts = Histogram(
+            "ftbert_batch_texts", "Texts in a batch.", ["model"], buckets=_SIZES, registry=self.registry
+        )
         self.reloads = Counter("ftbert_reloads", "Reloads of models.", ["outcome"], registry=self.registry)
         self.queued = Gauge(
             "ftbert_queue_texts", "Texts that wait for the tokenizer or the engine.", ["model"], registry=self.registry

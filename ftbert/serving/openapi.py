@@ -39,10 +39,14 @@ def document(names: List[str], options: ServeOptions) -> Dict[str, Any]:
         "/models/{name}/predict": _post(
             "model_predict", "/predict of one model", "PredictRequest", "PredictResponse", names, timed=True
         ),
-        "/models/{name}/embed": _post("model_embed", "/embed of one model", "EmbedRequest", "EmbedResponse", names, timed=True),
+        "/models/{name}/embed": _post(
+            "model_embed", "/embed of one model", "EmbedRequest", "EmbedResponse", names, timed=True
+        ),
         "/models/{name}/info": _get("model_info", "/info of one model", "Info", names),
         "/health": _get("health", "The process is alive", "Status", open_to_all=True),
-        "/ready": _get("ready", "Models are loaded and warm, and the server is not shutting down", "Status", open_to_all=True),
+        "/ready": _get(
+            "ready", "Models are loaded and warm, and the server is not shutting down", "Status", open_to_all=True
+        ),
         "/metrics": _plain("metrics", "Prometheus metrics", "text/plain"),
         "/openapi.json": _get("openapi", "This document", None),
         "/": _plain("page", "A page to try the model by hand", "text/html", open_to_all=True),
@@ -53,11 +57,19 @@ def document(names: List[str], options: ServeOptions) -> Dict[str, Any]:
     for prefix, suffix, versioned in (("", "", False), ("/versions/{version}", "_version", True)):
         base = "/v2/models/{name}" + prefix
         paths[base] = _get("v2_model" + suffix, "Model metadata", "V2Model", names, versioned, flat=True)
-        paths[base + "/ready"] = _get("v2_model_ready" + suffix, "The model is ready", "V2Ready", names, versioned, flat=True)
+        paths[base + "/ready"] = _get(
+            "v2_model_ready" + suffix, "The model is ready", "V2Ready", names, versioned, flat=True
+        )
         paths[base + "/infer"] = _post(
-            "v2_infer" + suffix, "Inference; binary tensors follow the JSON as Triton's extension has them", "InferRequest",
-            "InferResponse", names, versioned, flat=True, timed=True,
-        )  # fmt: skip
+            "v2_infer" + suffix,
+            "Inference; binary tensors follow the JSON as in Triton's extension",
+            "InferRequest",
+            "InferResponse",
+            names,
+            versioned,
+            flat=True,
+            timed=True,
+        )
     result: Dict[str, Any] = {
         "openapi": "3.0.3",
         "info": {
@@ -84,18 +96,32 @@ def document(names: List[str], options: ServeOptions) -> Dict[str, Any]:
 
 
 def _operation(
-    name: str, summary: str, good: Dict[str, Any], failures: List[int], names: Optional[List[str]], versioned: bool,
-    flat: bool, open_to_all: bool,
-) -> Dict[str, Any]:  # fmt: skip
+    name: str,
+    summary: str,
+    good: Dict[str, Any],
+    failures: List[int],
+    names: Optional[List[str]],
+    versioned: bool,
+    flat: bool,
+    open_to_all: bool,
+) -> Dict[str, Any]:
     failures = failures + [408, 431, 503] + ([] if open_to_all else [401])
     parameters = []
     if names is not None:
         failures.append(404)
         parameters.append(
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "enum": names}, "example": names[0]}
+            {
+                "name": "name",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "enum": names},
+                "example": names[0],
+            }
         )
     if versioned:
-        parameters.append({"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": ["1"]}})
+        parameters.append(
+            {"name": "version", "in": "path", "required": True, "schema": {"type": "string", "enum": ["1"]}}
+        )
     responses = {"200": good}
     for status in sorted(failures):
         # What fails before a route is known has the same form on every route.
@@ -106,7 +132,11 @@ def _operation(
         }
         if status in (429, 503):
             responses[str(status)]["headers"] = {
-                "Retry-After": {"description": "Seconds to wait", "required": True, "schema": {"type": "integer", "minimum": 1}}
+                "Retry-After": {
+                    "description": "Seconds to wait",
+                    "required": True,
+                    "schema": {"type": "integer", "minimum": 1},
+                }
             }
     operation: Dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses, "x-open": open_to_all}
     if parameters:
@@ -115,9 +145,14 @@ def _operation(
 
 
 def _get(
-    name: str, summary: str, schema: Optional[str], names: Optional[List[str]] = None, versioned: bool = False,
-    flat: bool = False, open_to_all: bool = False,
-) -> Dict[str, Any]:  # fmt: skip
+    name: str,
+    summary: str,
+    schema: Optional[str],
+    names: Optional[List[str]] = None,
+    versioned: bool = False,
+    flat: bool = False,
+    open_to_all: bool = False,
+) -> Dict[str, Any]:
     content = {"application/json": {"schema": _ref(schema) if schema else {"type": "object"}}}
     good = {"description": "Done", "content": content}
     return {"get": _operation(name, summary, good, [], names, versioned, flat, open_to_all)}
@@ -129,9 +164,15 @@ def _plain(name: str, summary: str, kind: str, open_to_all: bool = False) -> Dic
 
 
 def _post(
-    name: str, summary: str, request: str, response: str, names: Optional[List[str]] = None, versioned: bool = False,
-    flat: bool = False, timed: bool = False,
-) -> Dict[str, Any]:  # fmt: skip
+    name: str,
+    summary: str,
+    request: str,
+    response: str,
+    names: Optional[List[str]] = None,
+    versioned: bool = False,
+    flat: bool = False,
+    timed: bool = False,
+) -> Dict[str, Any]:
     content = {"application/json": {"schema": _ref(response)}}
     good: Dict[str, Any] = {"description": "Done", "content": content}
     if timed:
@@ -143,8 +184,9 @@ def _post(
         # A binary answer comes only to a request that asked for binary outputs.
         content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
         good["headers"]["Inference-Header-Content-Length"] = {
-            "description": "Bytes of JSON before the binary tensors, when there are any", "schema": {"type": "integer"},
-        }  # fmt: skip
+            "description": "Bytes of JSON before the binary tensors, when there are any",
+            "schema": {"type": "integer"},
+        }
     return {"post": operation}
 
 
@@ -167,8 +209,14 @@ def _ref(name: str) -> Dict[str, str]:
     return {"$ref": "#/components/schemas/" + name}
 
 
-def _object(required: Dict[str, Any], optional: Optional[Dict[str, Any]] = None, closed: bool = False) -> Dict[str, Any]:
-    schema: Dict[str, Any] = {"type": "object", "required": list(required), "properties": dict(required, **(optional or {}))}
+def _object(
+    required: Dict[str, Any], optional: Optional[Dict[str, Any]] = None, closed: bool = False
+) -> Dict[str, Any]:
+    schema: Dict[str, Any] = {
+        "type": "object",
+        "required": list(required),
+        "properties": dict(required, **(optional or {})),
+    }
     if closed:
         schema["additionalProperties"] = False
     return schema
@@ -194,20 +242,28 @@ def _schemas(options: ServeOptions) -> Dict[str, Any]:
     pair = dict(_array(text, 2, 2), description="A pair of texts")
     truncation = {
         "truncate": {
-            "type": "boolean", "nullable": True, "description":
-            "Cut texts that are too long (true), refuse them (false), or do as the model's settings say (null)",
+            "type": "boolean",
+            "nullable": True,
+            "description": "Cut texts that are too long (true), refuse them (false), or as the model is set (null)",
         },
         "truncation_direction": {
-            "type": "string", "enum": ["right", "left", "Right", "Left"], "description": "The end that is cut off",
+            "type": "string",
+            "enum": ["right", "left", "Right", "Left"],
+            "description": "The end that is cut off",
         },
-    }  # fmt: skip
+    }
     tensor_shape = _array({"type": "integer", "minimum": 1, "maximum": options.max_texts}, 1, 2)
     outputs = {
-        "type": "object", "required": ["name", "datatype", "shape"], "properties": {
-            "name": string, "datatype": string, "shape": _array({"type": "integer"}),
-            "data": _array({}), "parameters": {"type": "object"},
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": string,
+            "datatype": string,
+            "shape": _array({"type": "integer"}),
+            "data": _array({}),
+            "parameters": {"type": "object"},
         },
-    }  # fmt: skip
+    }
     return {
         "PredictRequest": _object(
             {
@@ -238,32 +294,71 @@ def _schemas(options: ServeOptions) -> Dict[str, Any]:
         "Status": _object({"status": string}, {"live": flag, "ready": flag}),
         "Info": _object(
             {
-                "model_id": string, "model_dtype": string, "model_type": {"type": "object"}, "max_concurrent_requests": count,
-                "max_input_length": count, "max_batch_tokens": count, "max_client_batch_size": count, "auto_truncate": flag,
-                "tokenization_workers": count, "version": string, "engine": string, "problem_type": string,
-                "truncation": string, "models": _array(string, 1),
+                "model_id": string,
+                "model_dtype": string,
+                "model_type": {"type": "object"},
+                "max_concurrent_requests": count,
+                "max_input_length": count,
+                "max_batch_tokens": count,
+                "max_client_batch_size": count,
+                "auto_truncate": flag,
+                "tokenization_workers": count,
+                "version": string,
+                "engine": string,
+                "problem_type": string,
+                "truncation": string,
+                "models": _array(string, 1),
             },
-            {"model_sha": nothing, "sha": nothing, "docker_label": nothing,
-             "max_batch_requests": {"type": "integer", "nullable": True}},
+            {
+                "model_sha": nothing,
+                "sha": nothing,
+                "docker_label": nothing,
+                "max_batch_requests": {"type": "integer", "nullable": True},
+            },
         ),
         "V2Error": _object({"error": string}),
         "V2Server": _object({"name": string, "version": string, "extensions": _array(string)}),
         "V2Ready": _object({"name": string, "ready": flag}),
         "V2Model": _object(
-            {"name": string, "versions": _array(string), "platform": string, "inputs": _array(_ref("V2Tensor")),
-             "outputs": _array(_ref("V2Tensor"))}
+            {
+                "name": string,
+                "versions": _array(string),
+                "platform": string,
+                "inputs": _array(_ref("V2Tensor")),
+                "outputs": _array(_ref("V2Tensor")),
+            }
         ),
         "V2Tensor": _object({"name": string, "datatype": string, "shape": _array({"type": "integer"})}),
         "InferRequest": _object(
-            {"inputs": _array(_object(
-                {"name": {"type": "string", "enum": ["text"]}, "datatype": {"type": "string", "enum": ["BYTES"]},
-                 "shape": tensor_shape, "data": _array({"oneOf": [text, _array(text, 1, 2)]}, 1)},
-                {"parameters": {"type": "object"}}), 1, 1)},
-            {"id": string, "parameters": _object({}, {"binary_data_output": flag}), "outputs": _array(_object(
-                {"name": {"type": "string", "enum": [name for name, _ in OUTPUTS]}},
-                {"parameters": _object({}, {"binary_data": flag})}), 1, len(OUTPUTS))},
+            {
+                "inputs": _array(
+                    _object(
+                        {
+                            "name": {"type": "string", "enum": ["text"]},
+                            "datatype": {"type": "string", "enum": ["BYTES"]},
+                            "shape": tensor_shape,
+                            "data": _array({"oneOf": [text, _array(text, 1, 2)]}, 1),
+                        },
+                        {"parameters": {"type": "object"}},
+                    ),
+                    1,
+                    1,
+                )
+            },
+            {
+                "id": string,
+                "parameters": _object({}, {"binary_data_output": flag}),
+                "outputs": _array(
+                    _object(
+                        {"name": {"type": "string", "enum": [name for name, _ in OUTPUTS]}},
+                        {"parameters": _object({}, {"binary_data": flag})},
+                    ),
+                    1,
+                    len(OUTPUTS),
+                ),
+            },
         ),
         "InferResponse": _object(
             {"model_name": string, "model_version": string, "outputs": _array(outputs, 1)}, {"id": string}
         ),
-    }  # fmt: skip
+    }

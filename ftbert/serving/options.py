@@ -32,8 +32,8 @@ class ServeOptions:
     Attributes:
         host: address to listen on. The default is reachable from this machine alone.
         port: TCP port; 0 takes a free one.
-        device, precision, threads, max_length, truncation, runtime: as `FastBertClassifier.load`. The default runtime never
-            imports TensorFlow.
+        device, precision, threads, max_length, truncation, runtime: as `FastBertClassifier.load`. The default runtime
+            never imports TensorFlow.
         batch_tokens, max_wait_ms, max_queue_texts: as `BatchingPredictor`.
         pooling: what `/embed` returns unless the request says otherwise: "pooled", "first" or "mean".
         max_body_bytes: bytes of a request's body.

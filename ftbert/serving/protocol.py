@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, with an end to every wait for a client.
 
-uvicorn bounds only the idle time after an answer. Here also: a whole request must arrive within `receive_timeout_s` of its
-first byte (of the connection, for the first one), headers may take 64 KiB, an answer must be taken within
+uvicorn bounds only the idle time after an answer. Here also: a whole request must arrive within `receive_timeout_s`
+of its first byte (of the connection, for the first one), headers may take 64 KiB, an answer must be taken within
 `receive_timeout_s`, and connections past `max_connections` are answered 503 at once.
 """
 
@@ -100,8 +100,10 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
             metrics.requests.labels("other", str(status)).inc()
             body = orjson.dumps({"error": message, "error_type": kind})
             self.transport.write(
-                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n%s"
-                % (status, _REASONS[status], len(body), b"retry-after: 1\r\n" if status == 503 else b"", body)
+                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+                % (status, _REASONS[status], len(body))
+                + (b"retry-after: 1\r\n\r\n" if status == 503 else b"\r\n")
+                + body
             )
             self.transport.close()
 

@@ -4,149 +4,35 @@ Two stages, each a thread of its own, so that neither a caller nor an event loop
 
     predict / predict_async -> waiting -> [tokenizer thread] -> ready -> [engine thread] -> callers woken
 
-A batch is run as soon as it is full (`batch_tokens`) or its oldest text has waited `max_wait_ms`. While the engine is busy
-the next batch grows, so load raises throughput before it raises latency. Rows are packed without padding; mixing short
-and long texts costs nothing.
+A batch is run as soon as it is full (`batch_tokens`) or its oldest text has waited `max_wait_ms`. While the engine is
+busy the next batch grows, so load raises throughput before it raises latency. Rows are packed without padding; mixing
+short and long texts costs nothing.
 """
 
 import asyncio
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from ftbert.batching import PackedBatch
-from ftbert.errors import ClosedError, ConfigError, DeadlineError, InputError, OutOfMemoryError, OverloadedError
+from ftbert.errors import ClosedError, ConfigError, InputError, OutOfMemoryError, OverloadedError
+from ftbert.serving.ready import ReadyTickets, Slice, join
+from ftbert.serving.ticket import QueueObserver, Ticket
 from ftbert.tokenization import Text, check_texts
 
 if TYPE_CHECKING:
     from ftbert.predictor import FastBertClassifier, Prediction
 
-__all__ = ["LOGITS", "Answer", "BatchingPredictor", "QueueObserver", "Ticket"]
+__all__ = ["LOGITS", "BatchingPredictor"]
 
 # One turn of the tokenizer thread takes texts up to this many characters, so that a large request delays small ones by
 # a few milliseconds at most.
 _TURN_CHARACTERS = 65536
 
 LOGITS = "logits"
-
-
-class Answer(NamedTuple):
-    """What came back for one call's B texts.
-
-    Attributes:
-        values: (B, C) float32 logits, or (B, H) embeddings.
-        truncated: (B,) bool; True where the text was longer than the model's maximum.
-        tokens: T, tokens of all the texts, special tokens included.
-        tokenization_seconds: the turn of the tokenizer that held these texts.
-        queue_seconds: waiting for the tokenizer and for the engine.
-        engine_seconds: the engine's runs that held these texts.
-    """
-
-    values: np.ndarray
-    truncated: np.ndarray
-    tokens: int
-    tokenization_seconds: float
-    queue_seconds: float
-    engine_seconds: float
-
-
-class QueueObserver:
-    """What happens in the queue, for metrics. Every method is called from the queue's own threads and does nothing here."""
-
-    def tokenized(self, texts: int, truncated: int, seconds: float) -> None:
-        """A turn of the tokenizer ended."""
-
-    def ran(self, rows: int, tokens: int, seconds: float) -> None:
-        """A batch left the engine."""
-
-    def waited(self, seconds: float) -> None:
-        """A call was answered that had spent this long waiting in queues."""
-
-
-class Ticket:
-    """One call's place in the queue. Made by `BatchingPredictor.submit`."""
-
-    __slots__ = (
-        "_abandoned", "_answer", "_error", "_lock", "_loop_future", "_queue", "batch", "engine_seconds", "left", "next_row",
-        "started", "submitted", "texts", "tokenization_seconds", "truncated", "truncation", "values", "want",
-    )  # fmt: skip
-
-    def __init__(self, queue: "BatchingPredictor", texts: List[Text], want: str, truncation: Optional[str]) -> None:
-        self._queue = queue
-        self._abandoned = False
-        self._answer: Optional[Answer] = None
-        self._error: Optional[BaseException] = None
-        self._loop_future: Optional[Tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]] = None
-        self._lock = threading.Lock()  # held until the answer is there
-        self._lock.acquire()
-        self.texts = texts
-        self.want = want
-        self.truncation = truncation
-        self.submitted = time.perf_counter()
-        self.batch: Optional[PackedBatch] = None
-        self.truncated: Optional[np.ndarray] = None
-        self.values: Optional[np.ndarray] = None
-        self.next_row = 0
-        self.left = len(texts)
-        self.started = 0.0
-        self.tokenization_seconds = 0.0
-        self.engine_seconds = 0.0
-
-    @property
-    def abandoned(self) -> bool:
-        """True when nobody waits for the answer any more."""
-        return self._abandoned
-
-    def abandon(self) -> None:
-        """Drops the call: what has not reached the engine yet never will, and its place in the queue is free at once."""
-        self._queue._abandon(self)
-
-    def result(self, timeout: Optional[float] = None) -> Answer:
-        """Waits for the answer.
-
-        Args:
-            timeout: seconds; None waits as long as it takes.
-
-        Raises:
-            DeadlineError: the time is over; the call was dropped.
-            FtbertError: whatever the tokenizer or the engine raised for this call.
-        """
-        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
-            self.abandon()
-            raise DeadlineError("Expected an answer within %.3g s, got none; the texts were dropped." % (timeout or 0.0))
-        self._lock.release()
-        return self._outcome()
-
-    async def result_async(self, timeout: Optional[float] = None) -> Answer:
-        """`result` for a coroutine. A cancelled coroutine drops the call."""
-        _, future = self._loop_future  # type: ignore[misc]
-        try:
-            if timeout is None:
-                await future
-            else:
-                await asyncio.wait_for(future, timeout)
-        except asyncio.TimeoutError:
-            self.abandon()
-            raise DeadlineError("Expected an answer within %.3g s, got none; the texts were dropped." % timeout) from None
-        except asyncio.CancelledError:
-            self.abandon()
-            raise
-        return self._outcome()
-
-    @property
-    def future(self) -> "asyncio.Future[None]":
-        """Done when the answer is there (tickets of `submit_async` only); then `result(0)` gives it without waiting."""
-        assert self._loop_future is not None
-        return self._loop_future[1]
-
-    def _outcome(self) -> Answer:
-        if self._error is not None:
-            raise self._error
-        assert self._answer is not None
-        return self._answer
 
 
 class BatchingPredictor:
@@ -195,22 +81,21 @@ class BatchingPredictor:
         self._to_run = threading.Condition(self._mutex)
         self._waiting: Deque[Ticket] = deque()
         self._tokenizing = 0  # tickets between the two queues
-        self._ready: Dict[str, Deque[Ticket]] = {}
-        self._ready_tokens: Dict[str, int] = {}
+        self._ready = ReadyTickets(self.batch_tokens, self.max_wait)
         self._queued_texts = 0  # submitted and not yet handed to the engine
         self._texts_per_second = 0.0
         self._closing = False
         self._threads = [threading.Thread(target=self._tokenizer_loop, name="ftbert-tokenizer", daemon=True)]
         for index in range(workers):
-            self._threads.append(threading.Thread(target=self._engine_loop, name="ftbert-engine-%d" % index, daemon=True))
+            self._threads.append(
+                threading.Thread(target=self._engine_loop, name="ftbert-engine-%d" % index, daemon=True)
+            )
         for thread in self._threads:
             thread.start()
 
     # Calls
 
-    def predict(
-        self, texts: Sequence[Text], top_k: int = 1, timeout: Optional[float] = None
-    ) -> "List[Prediction]":
+    def predict(self, texts: Sequence[Text], top_k: int = 1, timeout: Optional[float] = None) -> "List[Prediction]":
         """`FastBertClassifier.predict`, sharing batches with every other thread that calls it now.
 
         Args:
@@ -251,9 +136,7 @@ class BatchingPredictor:
 
     def submit_async(self, texts: Sequence[Text], want: str = LOGITS, truncation: Optional[str] = None) -> Ticket:
         """`submit` from a running event loop: the ticket's `result_async` may be awaited there."""
-        ticket = Ticket(self, self._checked(texts), want, truncation)
-        loop = asyncio.get_event_loop()
-        ticket._loop_future = (loop, loop.create_future())
+        ticket = Ticket(self, self._checked(texts), want, truncation, asyncio.get_event_loop())
         self._enqueue(ticket)
         return ticket
 
@@ -278,14 +161,12 @@ class BatchingPredictor:
         with self._mutex:
             left = list(self._waiting)
             self._waiting.clear()
-            for queue in self._ready.values():
-                left.extend(queue)
-                queue.clear()
-            left = [ticket for ticket in left if not ticket._abandoned]
+            left += self._ready.drain()
+            left = [ticket for ticket in left if not ticket.abandoned]
             for ticket in left:
-                ticket._abandoned = True  # a part of it that is in the engine now is not answered twice
+                ticket.fail(ClosedError("The predictor was closed before this text was reached."))
             self._queued_texts = 0
-        self._finish([(ticket, ClosedError("The predictor was closed before this text was reached.")) for ticket in left])
+        _wake(left)
         if not any(thread.is_alive() for thread in self._threads):
             self.predictor.close()
 
@@ -313,38 +194,23 @@ class BatchingPredictor:
         with self._mutex:
             if self._closing:
                 raise ClosedError("Expected an open predictor, but this one was closed; load it again.")
-            if self._queued_texts + ticket.left > self.max_queue_texts:
+            if self._queued_texts + len(ticket.texts) > self.max_queue_texts:
                 rate = self._texts_per_second
                 raise OverloadedError(
                     "Expected room for %d more texts, but %d of at most %d wait already. Try again later."
-                    % (ticket.left, self._queued_texts, self.max_queue_texts),
+                    % (len(ticket.texts), self._queued_texts, self.max_queue_texts),
                     retry_after=min(60.0, self._queued_texts / rate) if rate else 1.0,
                 )
-            self._queued_texts += ticket.left
+            self._queued_texts += len(ticket.texts)
             self._waiting.append(ticket)
             self._to_tokenize.notify()
 
-    def _abandon(self, ticket: Ticket) -> None:
+    def abandon(self, ticket: Ticket) -> None:
+        """Drops a call; `Ticket.abandon`."""
         with self._mutex:
-            if not ticket._abandoned and ticket._answer is None and ticket._error is None:
-                ticket._abandoned = True
-                self._queued_texts = max(0, self._queued_texts - (len(ticket.texts) - ticket.next_row))
-
-    @staticmethod
-    def _finish(outcomes: List[Tuple[Ticket, Optional[BaseException]]]) -> None:
-        """Wakes the callers of finished tickets: threads one by one, every event loop with a single call."""
-        by_loop: Dict[asyncio.AbstractEventLoop, List["asyncio.Future[None]"]] = {}
-        for ticket, error in outcomes:
-            ticket._error = error
-            if ticket._loop_future is not None:
-                loop, future = ticket._loop_future
-                by_loop.setdefault(loop, []).append(future)
-            ticket._lock.release()
-        for loop, futures in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_resolve, futures)
-            except RuntimeError:
-                pass  # the loop was closed: nobody waits there any more
+            if not ticket.abandoned:
+                ticket.abandoned = True
+                self._queued_texts -= len(ticket.texts) - ticket.next_row
 
     # Stage 1
 
@@ -359,17 +225,20 @@ class BatchingPredictor:
                 turn = self._take_turn()
                 self._tokenizing += len(turn)
             failed = self._tokenize(turn)
+            done: List[Ticket] = []
             with self._mutex:
                 self._tokenizing -= len(turn)
                 for ticket in turn:
-                    if ticket.batch is not None and not ticket._abandoned:
-                        self._ready.setdefault(ticket.want, deque()).append(ticket)
-                        self._ready_tokens[ticket.want] = self._ready_tokens.get(ticket.want, 0) + ticket.batch.num_tokens
-                for ticket, _ in failed:
-                    if not ticket._abandoned:
+                    if ticket.abandoned:
+                        continue
+                    if ticket in failed:
+                        ticket.fail(failed[ticket])
                         self._queued_texts -= len(ticket.texts)
+                        done.append(ticket)
+                    else:
+                        self._ready.add(ticket)
                 self._to_run.notify_all()
-            self._finish(failed)
+            _wake(done)
 
     def _take_turn(self) -> List[Ticket]:
         turn: List[Ticket] = []
@@ -377,7 +246,7 @@ class BatchingPredictor:
         truncation = None
         while self._waiting and characters < _TURN_CHARACTERS:
             ticket = self._waiting[0]
-            if not ticket._abandoned:
+            if not ticket.abandoned:
                 if turn and ticket.truncation != truncation:
                     break
                 truncation = ticket.truncation
@@ -387,19 +256,25 @@ class BatchingPredictor:
             self._waiting.popleft()
         return turn
 
-    def _tokenize(self, turn: List[Ticket]) -> List[Tuple[Ticket, Optional[BaseException]]]:
+    def _tokenize(self, turn: List[Ticket]) -> Dict[Ticket, BaseException]:
+        """Fills in the tickets' batches; those that could not be tokenized come back with why."""
         if not turn:
-            return []
+            return {}
         began = time.perf_counter()
         texts = [text for ticket in turn for text in ticket.texts]
         try:
             predictor = self.predictor
-            encoded = predictor.tokenizer.encode(texts, predictor.max_length, turn[0].truncation or predictor.truncation)
+            encoded = predictor.tokenizer.encode(
+                texts, predictor.max_length, turn[0].truncation or predictor.truncation
+            )
         except Exception as error:
             if len(turn) == 1:
-                return [(turn[0], error)]
+                return {turn[0]: error}
             # One caller's text must not fail the others'.
-            return [outcome for ticket in turn for outcome in self._tokenize([ticket])]
+            failed: Dict[Ticket, BaseException] = {}
+            for ticket in turn:
+                failed.update(self._tokenize([ticket]))
+            return failed
         seconds = time.perf_counter() - began
         batch, truncated = encoded.batch, encoded.truncated
         row = 0
@@ -413,125 +288,62 @@ class BatchingPredictor:
             ticket.tokenization_seconds = seconds
             row = end
         self._observer.tokenized(len(texts), int(truncated.sum()), seconds)
-        return []
+        return {}
 
     # Stage 2
 
     def _engine_loop(self) -> None:
         while True:
             with self._mutex:
-                slices = self._wait_for_batch()
-            if slices is None:
-                return
+                while True:
+                    due = self._ready.due_in(time.perf_counter())
+                    if due is None:
+                        if self._closing and not self._waiting and not self._tokenizing:
+                            return
+                        self._to_run.wait()
+                    elif due > 0 and not self._closing:
+                        self._to_run.wait(due)
+                    else:
+                        break
+                slices = self._ready.take(time.perf_counter())
+                self._queued_texts -= sum(end - first for _, first, end in slices)
             if slices:
                 self._run(slices)
 
-    def _wait_for_batch(self) -> Optional[List[Tuple[Ticket, int, int]]]:
-        """The next batch as (ticket, first row, end row); None when the queue is closed and empty. Holds the mutex."""
-        while True:
-            heads = [queue[0] for queue in self._ready.values() if queue]
-            if not heads:
-                if self._closing and not self._waiting and not self._tokenizing:
-                    return None
-                self._to_run.wait()
-                continue
-            head = min(heads, key=lambda ticket: ticket.submitted)
-            wait = head.submitted + self.max_wait - time.perf_counter()
-            if wait <= 0 or self._closing or self._ready_tokens[head.want] >= self.batch_tokens:
-                return self._take_batch(head.want)
-            self._to_run.wait(wait)
-
-    def _take_batch(self, want: str) -> List[Tuple[Ticket, int, int]]:
-        queue = self._ready[want]
-        slices = []
-        room = self.batch_tokens
-        now = time.perf_counter()
-        while queue and room > 0:
-            ticket = queue[0]
-            assert ticket.batch is not None
-            splits = ticket.batch.row_splits
-            start, end = ticket.next_row, len(splits) - 1
-            if ticket._abandoned:
-                self._ready_tokens[want] -= int(splits[end] - splits[start])
-                queue.popleft()
-                continue
-            if splits[end] - splits[start] > room:
-                end = int(np.searchsorted(splits, splits[start] + room, side="right")) - 1
-                if end <= start:
-                    if slices:
-                        break
-                    end = start + 1
-            tokens = int(splits[end] - splits[start])
-            room -= tokens
-            self._ready_tokens[want] -= tokens
-            self._queued_texts -= end - start
-            if start == 0:
-                ticket.started = now
-            ticket.next_row = end
-            slices.append((ticket, start, end))
-            queue.popleft()
-            if end < len(splits) - 1:
-                queue.append(ticket)  # the rest of a long call goes behind those who came meanwhile
-                break
-        return slices
-
-    def _run(self, slices: List[Tuple[Ticket, int, int]]) -> None:
+    def _run(self, slices: List[Slice]) -> None:
         error: Optional[BaseException] = None
-        values = None
-        batch = _join(slices)
+        values: Optional[np.ndarray] = None
+        batch = join(slices)
         began = time.perf_counter()
         try:
             values = self._values(batch, slices[0][0].want)
         except Exception as raised:
             error = raised
         seconds = time.perf_counter() - began
+        done: List[Ticket] = []
+        with self._mutex:  # several workers may hold rows of one call
+            row = 0
+            for ticket, first, end in slices:
+                if ticket.abandoned:
+                    pass
+                elif values is None:
+                    assert error is not None
+                    self._queued_texts -= len(ticket.texts) - ticket.next_row
+                    self._ready.remove(ticket)
+                    ticket.fail(error)
+                    done.append(ticket)
+                elif ticket.deliver(first, end, values[row : row + end - first], seconds):
+                    done.append(ticket)
+                row += end - first
+            if values is not None and seconds > 0:
+                rate = batch.num_rows / seconds
+                old = self._texts_per_second
+                self._texts_per_second = 0.9 * old + 0.1 * rate if old else rate
         if error is None:
             self._observer.ran(batch.num_rows, batch.num_tokens, seconds)
-        outcomes: List[Tuple[Ticket, Optional[BaseException]]] = []
-        row = 0
-        for ticket, start, end in slices:
-            ticket.engine_seconds += seconds
-            if values is not None:
-                if ticket.values is None and end - start == len(ticket.texts):
-                    ticket.values = values[row : row + end - start]
-                else:
-                    if ticket.values is None:
-                        ticket.values = np.empty((len(ticket.texts),) + values.shape[1:], np.float32)
-                    ticket.values[start:end] = values[row : row + end - start]
-            row += end - start
-            ticket.left -= end - start
-            if error is not None or ticket.left == 0:
-                outcomes.append((ticket, error))
-        with self._mutex:
-            if seconds > 0:
-                rate = batch.num_rows / seconds
-                self._texts_per_second = rate if not self._texts_per_second else 0.9 * self._texts_per_second + 0.1 * rate
-            if error is not None:
-                self._drop_rest(slices)
-            outcomes = [outcome for outcome in outcomes if not outcome[0]._abandoned]
-            for ticket, failure in outcomes:
-                if failure is None:
-                    self._settle(ticket)
-                else:
-                    ticket._error = failure
-        for ticket, failure in outcomes:
-            if failure is None:
-                self._observer.waited(ticket._answer.queue_seconds)  # type: ignore[union-attr]
-        self._finish(outcomes)
-
-    def _drop_rest(self, slices: List[Tuple[Ticket, int, int]]) -> None:
-        """Takes the unreached rows of a call whose other rows failed out of the queue."""
-        for ticket, _, end in slices:
-            if end < len(ticket.texts) and not ticket._abandoned:
-                self._queued_texts -= len(ticket.texts) - end
-                ticket.next_row = end
-                try:
-                    self._ready[ticket.want].remove(ticket)
-                except ValueError:
-                    continue
-                assert ticket.batch is not None
-                splits = ticket.batch.row_splits
-                self._ready_tokens[ticket.want] -= int(splits[-1] - splits[end])
+            for ticket in done:
+                self._observer.waited(ticket.queue_seconds)
+        _wake(done)
 
     def _values(self, batch: PackedBatch, want: str) -> np.ndarray:
         try:
@@ -547,35 +359,22 @@ class BatchingPredictor:
                 [self._values(batch.take(rows[:half]), want), self._values(batch.take(rows[half:]), want)]
             )
 
-    def _settle(self, ticket: Ticket) -> None:
-        assert ticket.values is not None and ticket.truncated is not None and ticket.batch is not None
-        ticket._answer = Answer(
-            ticket.values,
-            ticket.truncated,
-            ticket.batch.num_tokens,
-            ticket.tokenization_seconds,
-            max(0.0, ticket.started - ticket.submitted - ticket.tokenization_seconds),
-            ticket.engine_seconds,
-        )
 
-
-def _join(slices: List[Tuple[Ticket, int, int]]) -> PackedBatch:
-    tokens, segments, lengths = [], [], []
-    for ticket, start, end in slices:
-        batch = ticket.batch
-        assert batch is not None
-        first, last = batch.row_splits[start], batch.row_splits[end]
-        tokens.append(batch.token_ids[first:last])
-        segments.append(batch.segment_ids[first:last])
-        lengths.append(np.diff(batch.row_splits[start : end + 1]))
-    row_lengths = np.concatenate(lengths)
-    splits = np.zeros(len(row_lengths) + 1, np.int32)
-    np.cumsum(row_lengths, out=splits[1:])
-    return PackedBatch(np.concatenate(tokens), np.concatenate(segments), splits)
+def _wake(tickets: List[Ticket]) -> None:
+    """Wakes the callers of answered tickets: threads one by one, every event loop with a single call."""
+    by_loop: Dict[asyncio.AbstractEventLoop, List["asyncio.Future[None]"]] = {}
+    for ticket in tickets:
+        if ticket.loop is not None:
+            by_loop.setdefault(ticket.loop, []).append(ticket.future)
+        ticket.release()
+    for loop, futures in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, futures)
+        except RuntimeError:
+            pass  # the loop was closed: nobody waits there any more
 
 
 def _resolve(futures: List["asyncio.Future[None]"]) -> None:
     for future in futures:
         if not future.done():
             future.set_result(None)
-

@@ -115,7 +115,9 @@ def _raise_file_limit(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     if soft != resource.RLIM_INFINITY and soft < connections + 512:
-        _log.warning("The process may open %d files; max_connections=%d will not be reached (ulimit -n).", soft, connections)
+        _log.warning(
+            "The process may open %d files; max_connections=%d will not be reached (ulimit -n).", soft, connections
+        )
 
 
 def _log_to_stderr() -> None:

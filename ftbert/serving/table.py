@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 from ftbert.errors import ClosedError, ConfigError
 from ftbert.serving.metrics import Metrics, ModelObserver
 from ftbert.serving.options import ServeOptions
-from ftbert.serving.queue import LOGITS, BatchingPredictor, Ticket
+from ftbert.serving.queue import LOGITS, BatchingPredictor
+from ftbert.serving.ticket import Ticket
 from ftbert.tokenization import Text
 
 if TYPE_CHECKING:
@@ -86,9 +87,7 @@ class ModelTable:
         """The model of that name now; None where there is none."""
         return self._models.get(self.default if name is None else name)
 
-    def submit(
-        self, model: ServedModel, texts: List[Text], want: str, truncation: Optional[str]
-    ) -> Ticket:
+    def submit(self, model: ServedModel, texts: List[Text], want: str, truncation: Optional[str]) -> Ticket:
         """Queues texts on `model`, or on what replaced it a moment ago."""
         try:
             return model.queue.submit_async(texts, want, truncation)
@@ -114,7 +113,9 @@ class ModelTable:
                 except Exception as error:  # whatever it was, the loaded model goes on
                     good = False
                     self.metrics.reloads.labels("failed").inc()
-                    _log.error("Model %s was not reloaded; the loaded one goes on: %s: %s", name, type(error).__name__, error)
+                    _log.error(
+                        "Model %s was not reloaded; the loaded one goes on: %s: %s", name, type(error).__name__, error
+                    )
                     continue
                 self._models[name] = fresh
                 self.metrics.reloads.labels("done").inc()
