@@ -536,15 +536,20 @@ def test_memory_is_that_of_one_tensor(tmp_path, tool):
     each = np.random.RandomState(0).randn(10 << 20).astype(np.float32)
     source = write(tmp_path / "a.ckpt", {"w%02d" % index: each for index in range(12)})
     script = """
-        import resource, sys
+        import sys
         from ftbert import checkpoint
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        def peak():  # getrusage would count what the parent had when it forked
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+
+        base = peak()
         source, target, tool = sys.argv[1:]
         getattr(checkpoint, tool)([source, source] if tool == "average" else source, target)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024)
+        print(peak() - base)
     """
     output = subprocess.check_output(
         [sys.executable, "-c", textwrap.dedent(script), source, str(tmp_path / "b.ckpt"), tool],
         env=dict(os.environ, PYTHONPATH=ROOT),
     )
-    assert int(output) <= 2.5 * each.nbytes + 200e6
+    assert 0.5 * each.nbytes < int(output) <= 2.5 * each.nbytes + 200e6

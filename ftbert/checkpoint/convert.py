@@ -11,7 +11,7 @@ from ftbert.checkpoint.model_folder import FORMAT_VERSION, ModelFolder, load_mod
 from ftbert.checkpoint.names import HUGGING_FACE_PREFIX, huggingface_names, weight_shapes
 from ftbert.checkpoint.optimizer_names import optimizer_tensors
 from ftbert.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec
-from ftbert.checkpoint.streams import new_folder
+from ftbert.checkpoint.streams import new_folder, transposed
 from ftbert.checkpoint.tf_bundle import CheckpointWriter
 from ftbert.errors import CheckpointError, ConfigError
 from ftbert.tokenization import Tokenizer
@@ -219,7 +219,7 @@ def _arrays(
     """Each tensor with its values, transposed where it stands otherwise than `transpose` says it should."""
     for tensor in tensors:
         array = model.reader.read(tensor.stored)
-        yield tensor, np.ascontiguousarray(array.T) if tensor.transposed != transpose.get(tensor.name, False) else array
+        yield tensor, transposed(array) if tensor.transposed != transpose.get(tensor.name, False) else array
 
 
 def _write_json(path: str, values: Dict[str, Any]) -> None:
