@@ -5,6 +5,7 @@ from typing import Iterable, List, Mapping, Sequence
 
 from ftbert.errors import ConfigError
 from ftbert.tokenization import Text, Tokenizer
+from ftbert.words import WordSplitter
 
 __all__ = ["SPECIAL_PIECES", "build_tokenizer"]
 
@@ -54,10 +55,10 @@ def build_tokenizer(
     if vocab_size < len(SPECIAL_PIECES) + 10:
         raise ConfigError("vocab_size: expected at least %d, got %d." % (len(SPECIAL_PIECES) + 10, vocab_size))
     # Words are split exactly as the finished tokenizer splits them.
-    splitter = Tokenizer(SPECIAL_PIECES, lower_case)
+    splitter = WordSplitter(lower_case, strip_accents=lower_case, chinese_chars=True)
     words: "collections.Counter[str]" = collections.Counter()
     for text in _flat(texts):
-        words.update(splitter.split_words(text))
+        words.update(splitter.split(text))
     room = max(10, (vocab_size - len(SPECIAL_PIECES)) * 3 // 4)
     letters = _letters(words, min_frequency, room)
     while len(letters) > vocab_size - len(SPECIAL_PIECES):
