@@ -3,9 +3,9 @@
     python benchmarks/checkpoint_tools.py --work /some/empty/folder \\
         --tensorflow 2.21=/path/to/python --tensorflow 1.14=/path/to/python
 
-The first two TensorFlows named train one step of the graph of `ftbert.modeling` (bert-base-chinese's sizes) and save it:
-one with google-research/bert's AdamW (adam_m, adam_v), one with tf.train.AdamOptimizer (Adam, Adam_1, beta powers). The
-tools then run in processes without TensorFlow, and every TensorFlow named restores what they wrote.
+The first two TensorFlows named train one step of the graph of `ftbert.modeling` (bert-base-chinese's sizes) and save
+it: one with google-research/bert's AdamW (adam_m, adam_v), one with tf.train.AdamOptimizer (Adam, Adam_1, beta powers).
+The tools then run in processes without TensorFlow, and every TensorFlow named restores what they wrote.
 Results: benchmarks/results/checkpoint_tools.json.
 """
 

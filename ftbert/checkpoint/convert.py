@@ -176,17 +176,17 @@ def _tensors(model: ModelFolder) -> Tuple[List[_Tensor], List[str]]:
     prefix = "" if "embeddings.word_embeddings.weight" in names else HUGGING_FACE_PREFIX
     tensors = []
     for name, shape in weight_shapes(model.config, model.num_labels, model.has_pooler).items():
-        stored, transposed = model.place(name)
-        tensors.append(_Tensor(name, shape, reader.dtype(stored), stored, transposed))
-    for google, other, transposed in PRETRAINING_HEADS:
+        stored, turned = model.place(name)
+        tensors.append(_Tensor(name, shape, reader.dtype(stored), stored, turned))
+    for google, other, turned in PRETRAINING_HEADS:
         stored = other if hugging_face else google
         old = stored.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         stored = old if stored not in names and old in names else stored
         if stored in names:
             shape = reader.shape(stored)
-            transposed = transposed and hugging_face
+            turned = turned and hugging_face
             tensors.append(
-                _Tensor(google, shape[::-1] if transposed else shape, reader.dtype(stored), stored, transposed)
+                _Tensor(google, shape[::-1] if turned else shape, reader.dtype(stored), stored, turned)
             )
     used = {tensor.stored for tensor in tensors}
     left_out = set(optimizer_tensors(names)) | {
@@ -267,8 +267,8 @@ def _write_huggingface(folder: str, model: ModelFolder, tokenizer: Tokenizer, te
     )
     names = {google: place.name for google, place in places.items()}
     transpose = {google: place.transposed for google, place in places.items()}
-    for google, other, transposed in PRETRAINING_HEADS:
-        names[google], transpose[google] = other, transposed
+    for google, other, is_transpose in PRETRAINING_HEADS:
+        names[google], transpose[google] = other, is_transpose
     values = model.config.to_dict("huggingface")
     types = {tensor.dtype for tensor in tensors}
     values.update(

@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
         ("strip", checkpoint_strip),
         ("to-fp16", checkpoint_to_fp16),
         ("to-bf16", checkpoint_to_bf16),
+        ("to-fp32", checkpoint_to_fp32),
         ("convert", checkpoint_convert),
         ("average", checkpoint_average),
     ):
@@ -124,13 +125,13 @@ def export(
     format: str = typer.Option("saved-model", help="saved-model (plain TensorFlow, without our op) or onnx."),
 ) -> None:
     """Write the model in a form that needs no ftbert."""
-    from ftbert import checkpoint
     from ftbert.errors import ConfigError
+    from ftbert.export import export_onnx, export_saved_model
 
     if format == "saved-model":
-        checkpoint.export_saved_model(model, destination)
+        export_saved_model(model, destination)
     elif format == "onnx":
-        checkpoint.export_onnx(model, destination)
+        export_onnx(model, destination)
     else:
         raise ConfigError("--format: expected saved-model or onnx, got %r." % format)
     typer.echo("Wrote %s." % destination)
@@ -169,15 +170,23 @@ def checkpoint_to_bf16(source: str = SOURCE, destination: str = DESTINATION, all
     typer.echo(str(checkpoint.to_bf16(source, destination, allow_overflow)))
 
 
+def checkpoint_to_fp32(source: str = SOURCE, destination: str = DESTINATION) -> None:
+    """Widen fp16 and bf16 tensors to fp32, for graphs and tools that read nothing else."""
+    from ftbert import checkpoint
+
+    typer.echo(str(checkpoint.to_fp32(source, destination)))
+
+
 def checkpoint_convert(
     source: str = SOURCE,
     destination: str = DESTINATION,
     format: str = typer.Option("ftbert", help="tf1, huggingface or ftbert."),
+    accept_changes: bool = typer.Option(False, "--accept-changes", help="Go on where tf1 cannot say all."),
 ) -> None:
     """Turn a model folder into another form without loss."""
     from ftbert import checkpoint
 
-    typer.echo(str(checkpoint.convert(source, destination, format)))
+    typer.echo(str(checkpoint.convert(source, destination, format, strict=not accept_changes)))
 
 
 def checkpoint_average(
