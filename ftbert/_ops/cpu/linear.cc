@@ -4,9 +4,24 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "cpu/thread_pool.h"
 
 namespace ftbert {
 namespace cpu {
+
+namespace {
+
+thread_local int load_threads = 1;
+
+}  // namespace
+
+LoadThreads::LoadThreads(int threads) { load_threads = threads; }
+LoadThreads::~LoadThreads() { load_threads = 1; }
+
+void PackInParallel(int32_t count, const std::function<void(int32_t)>& body) {
+  Team team(load_threads);
+  team.ForEach(count, [&](int index, int) { body(index); });
+}
 
 Status MakePanels(const LinearKernel& kernel, const std::vector<SourceMatrix>& parts, PackedMatrix* packed) {
   const int32_t width = kernel.panel_columns();
@@ -35,26 +50,34 @@ Status MakePanels(const LinearKernel& kernel, const std::vector<SourceMatrix>& p
   return Status();
 }
 
+namespace {
+
+// A loop of its own for neighbours, so that it becomes vector code.
+template <typename T, typename Widen>
+void CopyRow(const T* data, size_t step, int32_t count, float* out, Widen widen) {
+  if (step == 1) {
+    for (int32_t i = 0; i < count; ++i) out[i] = widen(data[i]);
+  } else {
+    for (int32_t i = 0; i < count; ++i) out[i] = widen(data[i * step]);
+  }
+}
+
+}  // namespace
+
 void ReadRow(const SourceMatrix& source, int32_t k, int32_t n, int32_t count, float* out) {
   const size_t step = source.transposed ? static_cast<size_t>(source.rows) : 1;
   const size_t first = source.transposed ? static_cast<size_t>(n) * source.rows + k
                                          : static_cast<size_t>(k) * source.cols + n;
   switch (source.type) {
-    case DataType::kFloat32: {
-      const float* data = static_cast<const float*>(source.data) + first;
-      for (int32_t i = 0; i < count; ++i) out[i] = data[i * step];
+    case DataType::kFloat32:
+      CopyRow(static_cast<const float*>(source.data) + first, step, count, out, [](float value) { return value; });
       return;
-    }
-    case DataType::kFloat16: {
-      const uint16_t* data = static_cast<const uint16_t*>(source.data) + first;
-      for (int32_t i = 0; i < count; ++i) out[i] = Float16ToFloat(data[i * step]);
+    case DataType::kFloat16:
+      CopyRow(static_cast<const uint16_t*>(source.data) + first, step, count, out, Float16ToFloat);
       return;
-    }
-    case DataType::kBFloat16: {
-      const uint16_t* data = static_cast<const uint16_t*>(source.data) + first;
-      for (int32_t i = 0; i < count; ++i) out[i] = BFloat16ToFloat(data[i * step]);
+    case DataType::kBFloat16:
+      CopyRow(static_cast<const uint16_t*>(source.data) + first, step, count, out, BFloat16ToFloat);
       return;
-    }
   }
 }
 
