@@ -6,9 +6,9 @@
 //
 //   peak    (always) register-only multiply-adds, one core
 //   gemm    the fp32 product alone, one core, at BERT-base's four shapes, T from 16 to 4096, as a fraction of the peak
-//   model   BERT-base of random weights through Engine::Run: 1 x 32, 1 x 128, 8 x 128, 32 x 128, and 256 texts of lengths
-//           lognormal(median 40, sigma 0.6) clipped to 8..128; GFLOP/s counts what padding-free arithmetic needs for every
-//           layer in full (the last layer's saving counts as speed)
+//   model   BERT-base of random weights through Engine::Run: 1 x 32, 1 x 128, 8 x 128, 32 x 128, and 256 texts of
+//           lengths lognormal(median 40, sigma 0.6) clipped to 8..128; GFLOP/s counts what padding-free arithmetic
+//           needs for every layer in full (the last layer's saving counts as speed)
 //
 // FTBERT_CPU_ISA chooses the instruction set. Pin it (taskset) to the cores you mean.
 #include <algorithm>
@@ -118,7 +118,8 @@ std::vector<int32_t> LognormalLengths(int count) {
   std::mt19937 random(7);
   std::lognormal_distribution<double> length(std::log(40.0), 0.6);
   std::vector<int32_t> lengths(count);
-  for (int32_t& value : lengths) value = static_cast<int32_t>(std::min(128.0, std::max(8.0, std::round(length(random)))));
+  for (int32_t& value : lengths)
+    value = static_cast<int32_t>(std::min(128.0, std::max(8.0, std::round(length(random)))));
   return lengths;
 }
 

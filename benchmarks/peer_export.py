@@ -102,7 +102,11 @@ def quantize_openvino(plain, path):
 
     data = nncf.Dataset([sample(int(length)) for length in random.randint(8, 128, 64)])
     network = nncf.quantize(
-        ov.Core().read_model(plain), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=64, fast_bias_correction=True
+        ov.Core().read_model(plain),
+        data,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=64,
+        fast_bias_correction=True,
     )
     ov.save_model(network, path, compress_to_fp16=False)
 

@@ -86,7 +86,11 @@ class CTranslate2:
 
         compute = {"fp32": "float32", "int8": "int8", "bf16": "bfloat16"}[precision]
         self.encoder = ctranslate2.Encoder(
-            os.path.join(model, "ctranslate2"), device="cpu", compute_type=compute, inter_threads=1, intra_threads=threads
+            os.path.join(model, "ctranslate2"),
+            device="cpu",
+            compute_type=compute,
+            inter_threads=1,
+            intra_threads=threads,
         )
         head = load_file(os.path.join(model, "model.safetensors"))
         self.weight, self.bias = head["classifier.weight"], head["classifier.bias"]

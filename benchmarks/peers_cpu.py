@@ -2,9 +2,9 @@
 
     python benchmarks/peers_cpu.py --cpus 2,3 [--engines ftbert/fp32,onnxruntime/fp32,...] [--result NAME]
 
-Makes the peers' environment (a venv beside the system's temporary folder, or --peers-python), a BERT-base of random weights
-at the scale of trained ones, checks every engine's logits against torch fp32, then times each in a process of its own on
-the processors named, at its best batching. ftbert runs first and last, so that a drift of the machine shows.
+Makes the peers' environment (a venv beside the system's temporary folder, or --peers-python), a BERT-base of random
+weights at the scale of trained ones, checks every engine's logits against torch fp32, then times each in a process of
+its own on the processors named, at its best batching. ftbert runs first and last, so that a drift of the machine shows.
 """
 
 import argparse
@@ -151,7 +151,9 @@ def main():
             record["against_torch_fp32"] = compare(logits, truth)
             limit = 1e-3 if record["precision"] == "fp32" else None
             if limit is not None and not record["against_torch_fp32"]["largest_difference"] <= limit:
-                record["failed"] = "logits differ from torch's by %r" % record["against_torch_fp32"]["largest_difference"]
+                record["failed"] = (
+                    "logits differ from torch's by %r" % record["against_torch_fp32"]["largest_difference"]
+                )
         records.append(record)
     result = {
         "what": "BERT-base, random weights, 5 labels, token ids to logits, milliseconds (median)",
@@ -179,7 +181,8 @@ def print_table(records, names):
         print(
             "%-28s" % title
             + "".join("%12.1f" % record["results"][name]["milliseconds"] for name in names)
-            + "   %.4f %.3f" % (against.get("largest_difference", float("nan")), against.get("label_agreement", float("nan")))
+            + "   %.4f %.3f"
+            % (against.get("largest_difference", float("nan")), against.get("label_agreement", float("nan")))
         )
 
 

@@ -1,4 +1,5 @@
-"""Writes the tables of README.md, README.zh-CN.md and docs/benchmarks.md, and the charts, from benchmarks/results/*.json.
+"""Writes the tables of README.md, README.zh-CN.md and docs/benchmarks.md, and the charts, from
+benchmarks/results/*.json.
 
     python benchmarks/report.py           # rewrites them
     python benchmarks/report.py --check   # fails if they do not say what the results say
@@ -107,7 +108,9 @@ def gpu_table(result):
     rows = []
     for record in result["engines"]:
         cells = [NAMES.get(record["engine"], record["engine"]), record["precision"]]
-        cells += [milliseconds(record["milliseconds"][name]) if name in record["milliseconds"] else "" for name in names]
+        cells += [
+            milliseconds(record["milliseconds"][name]) if name in record["milliseconds"] else "" for name in names
+        ]
         rows.append(cells)
     return table(["engine", "precision"] + ["%s, ms" % name for name in names], rows)
 
@@ -117,7 +120,11 @@ def sections(language):
     chinese = language == "zh"
     parts = []
     for name, result in load("peers_cpu_*").items():
-        title = "CPU：%s。BERT-base，从 token id 到 logits，中位数。" if chinese else "CPU: %s. BERT-base, token ids to logits, median."
+        title = (
+            "CPU：%s。BERT-base，从 token id 到 logits，中位数。"
+            if chinese
+            else "CPU: %s. BERT-base, token ids to logits, median."
+        )
         parts.append(title % describe(result) + "\n\n" + cpu_table(result))
         lines = []
         for precision in ("fp32", "bf16", "int8"):
@@ -161,7 +168,9 @@ def draw_growth(path):
             tokens = [point["tokens"] for point in curve["points"]]
             times = [point["milliseconds"] for point in curve["points"]]
             style = "-" if curve["threads"] > 1 else "--"
-            axis.loglog(tokens, times, style, marker=".", label="%s, %d threads" % (curve["precision"], curve["threads"]))
+            axis.loglog(
+                tokens, times, style, marker=".", label="%s, %d threads" % (curve["precision"], curve["threads"])
+            )
         axis.set_xlabel("tokens in the batch")
         axis.set_ylabel("milliseconds")
         axis.set_title(name.replace("bench_predict_", "").replace("_", " "))

@@ -1,7 +1,7 @@
 """Modules that can be called: `ftbert.finetune` is the module and the function, whichever was imported first.
 
-Importing a submodule binds its name in the package, so a function of the same name there would be replaced by the module
-as soon as somebody wrote `from ftbert.finetune import ...`.
+Importing a submodule binds its name in the package, so a function of the same name there would be replaced by the
+module as soon as somebody wrote `from ftbert.finetune import ...`.
 """
 
 import sys

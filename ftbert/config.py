@@ -45,7 +45,8 @@ class BertConfig:
 
     Attributes:
         vocab_size: V, number of word pieces.
-        hidden_size: H, a multiple of ``num_attention_heads``; the head size H / N is 8 to 128, or smaller in toy models.
+        hidden_size: H, a multiple of ``num_attention_heads``; the head size H / N is 8 to 128, or smaller in toy
+            models.
         num_hidden_layers: L.
         num_attention_heads: N.
         intermediate_size: F, width of the feed-forward layer.
@@ -86,7 +87,9 @@ class BertConfig:
                 "hidden_size / num_attention_heads: expected a head size of at most 128, got %d." % self.head_size
             )
         if self.hidden_act not in ACTIVATIONS["ftbert"]:
-            raise ConfigError("hidden_act: expected one of %s, got %r." % (sorted(ACTIVATIONS["ftbert"]), self.hidden_act))
+            raise ConfigError(
+                "hidden_act: expected one of %s, got %r." % (sorted(ACTIVATIONS["ftbert"]), self.hidden_act)
+            )
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -125,7 +128,9 @@ class BertConfig:
             )
         for key, expected in _MUST_BE.items():
             if values.get(key, expected) not in (expected, None):
-                raise ConfigError("%s: expected %r, got %r; this engine has no such form." % (key, expected, values[key]))
+                raise ConfigError(
+                    "%s: expected %r, got %r; this engine has no such form." % (key, expected, values[key])
+                )
         known = {field.name for field in dataclasses.fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         if source == "huggingface" and "layer_norm_eps" in values:

@@ -80,6 +80,8 @@ def run(texts: Optional[List[str]] = None, seconds: float = 1.0) -> None:
     console.print(speed)
     if len(timings) == 2:
         (one, rate), (plain_one, plain_rate) = timings[0][1], timings[1][1]
-        console.print("Here: %.1fx faster for one text, %.1fx for many." % (plain_one.median / one.median, rate / plain_rate))
+        console.print(
+            "Here: %.1fx faster for one text, %.1fx for many." % (plain_one.median / one.median, rate / plain_rate)
+        )
     else:
         console.print("TensorFlow is not installed, so there is nothing to compare with.")

@@ -1,7 +1,7 @@
 """An Estimator that answers again and again from one session (TensorFlow 1.14 to 2.15).
 
-`Estimator.predict` builds a graph, opens a session and restores the checkpoint each time it is called. Here it is called
-once, on an input that never ends: a generator that waits for the next request.
+`Estimator.predict` builds a graph, opens a session and restores the checkpoint each time it is called. Here it is
+called once, on an input that never ends: a generator that waits for the next request.
 """
 
 import atexit
@@ -59,7 +59,8 @@ class PersistentEstimator:
         if not hasattr(tf, "estimator"):
             raise UnavailableError(
                 "TensorFlow %s has no Estimator (2.15 was the last with one). FastBertClassifier.load(<the Estimator's "
-                "model_dir, with bert_config.json and vocab.txt>) serves the same checkpoint from one session." % tf.__version__
+                "model_dir, with bert_config.json and vocab.txt>) serves the same checkpoint from one session."
+                % tf.__version__
             )
         if not callable(getattr(estimator, "predict", None)) or not hasattr(estimator, "model_dir"):
             raise ConfigError("estimator: expected a tf.estimator.Estimator, got %s." % type(estimator).__name__)
@@ -81,12 +82,12 @@ class PersistentEstimator:
         """Answers one batch after the other.
 
         Args:
-            features_iterable: batches as the model function sees them: name -> array. All have the names, types and numbers
-                of axes of the first batch that this object ever saw; lengths may change.
+            features_iterable: batches as the model function sees them: name -> array. All have the names, types and
+                numbers of axes of the first batch that this object ever saw; lengths may change.
 
         Returns:
-            An iterator of the model function's predictions for each batch, name -> array, in order. Each batch is computed
-            when its answer is asked for.
+            An iterator of the model function's predictions for each batch, name -> array, in order. Each batch is
+            computed when its answer is asked for.
 
         Raises:
             InputError: a batch is not like the first.

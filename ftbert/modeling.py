@@ -1,10 +1,11 @@
 """BERT in plain TensorFlow: the readable twin of the native engine, and the graph that training runs.
 
-Everything here is `tensorflow.compat.v1` graph code, the one dialect that TensorFlow 1.14 to 2.21 share. Variables carry
-google-research/bert's names, so its checkpoints, its Saver and its model functions fit.
+Everything here is `tensorflow.compat.v1` graph code, the one dialect that TensorFlow 1.14 to 2.21 share. Variables
+carry google-research/bert's names, so its checkpoints, its Saver and its model functions fit.
 
 Shapes: B rows, T tokens in all, S longest row, H hidden, N heads, D = H / N, F feed-forward, L layers, V vocabulary,
-C labels. Inside, token states are always (T, H): a padded batch is the case T = B * S, and only attention looks at rows.
+C labels. Inside, token states are always (T, H): a padded batch is the case T = B * S, and only attention looks at
+rows.
 """
 
 import collections
@@ -340,7 +341,9 @@ class BertModel:
     def get_all_encoder_layers(self) -> List[Any]:
         """Every layer's states from the first to the last, shaped as `get_sequence_output`."""
         if self._first_token_only:
-            raise ConfigError("get_all_encoder_layers: build the model with first_token_only=False to have every token.")
+            raise ConfigError(
+                "get_all_encoder_layers: build the model with first_token_only=False to have every token."
+            )
         return list(self._outputs)
 
     def get_embedding_output(self) -> Any:
@@ -510,6 +513,10 @@ def model_fn(features: Dict[str, Any], labels: Optional[Any], mode: str, params:
     loss = tf.reduce_mean(classification_loss(logits, labels, multi_label))
     if training:
         return tf.estimator.EstimatorSpec(mode, loss=loss, train_op=params["train_op"](loss))
-    hits = tf.equal(logits > 0, tf.cast(labels, tf.bool)) if multi_label else tf.equal(tf.argmax(logits, -1), tf.cast(labels, tf.int64))
+    hits = (
+        tf.equal(logits > 0, tf.cast(labels, tf.bool))
+        if multi_label
+        else tf.equal(tf.argmax(logits, -1), tf.cast(labels, tf.int64))
+    )
     metrics = {"eval_accuracy": tf.metrics.mean(tf.cast(hits, tf.float32))}
     return tf.estimator.EstimatorSpec(mode, loss=loss, eval_metric_ops=metrics)

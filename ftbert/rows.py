@@ -210,7 +210,9 @@ def check_rows(
             continue
         texts = (row.text,) if isinstance(row.text, str) else row.text
         if any(mark in text for mark in forbidden for text in texts):
-            bad.append("line %d: the text has a tab or a line break, which a TSV cannot hold; write csv or jsonl" % line)
+            bad.append(
+                "line %d: the text has a tab or a line break, which a TSV cannot hold; write csv or jsonl" % line
+            )
     if bad:
         more = "\n  and %d more" % (len(bad) - _MOST_NAMED) if len(bad) > _MOST_NAMED else ""
         raise InputError(

@@ -56,7 +56,9 @@ def as_weights(arrays):
 def _norm(x, weights, name, epsilon):
     mean = x.mean(-1, keepdims=True)
     variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + epsilon) * weights[name + "/LayerNorm/gamma"] + weights[name + "/LayerNorm/beta"]
+    return (x - mean) / np.sqrt(variance + epsilon) * weights[name + "/LayerNorm/gamma"] + weights[
+        name + "/LayerNorm/beta"
+    ]
 
 
 def _activate(x, act):
@@ -91,7 +93,12 @@ def run_row(config, weights, token_ids, segment_ids):
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         context = (scores / scores.sum(-1, keepdims=True)) @ v
         context = context.transpose(1, 0, 2).reshape(length, heads * size)
-        x = _norm(x + dense(context, layer + "attention/output/dense"), weights, layer + "attention/output", config.norm_epsilon)
+        x = _norm(
+            x + dense(context, layer + "attention/output/dense"),
+            weights,
+            layer + "attention/output",
+            config.norm_epsilon,
+        )
         inner = _activate(dense(x, layer + "intermediate/dense"), config.hidden_act)
         x = _norm(x + dense(inner, layer + "output/dense"), weights, layer + "output", config.norm_epsilon)
     result = {"token_states": x, "first_states": x[0]}
@@ -109,6 +116,8 @@ def run_batch(config, weights, batch, want):
         for a, b in zip(batch.row_splits, batch.row_splits[1:])
     ]
     return {
-        name: np.concatenate([row[name] for row in rows]) if name == "token_states" else np.stack([row[name] for row in rows])
+        name: np.concatenate([row[name] for row in rows])
+        if name == "token_states"
+        else np.stack([row[name] for row in rows])
         for name in want
     }

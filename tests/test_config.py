@@ -27,7 +27,9 @@ def test_gelu_means_what_its_source_computes():
 
 
 def test_huggingface_names_are_read():
-    config = BertConfig.from_dict(dict(GOOGLE, layer_norm_eps=1e-7, model_type="bert", id2label={"0": "a"}), "huggingface")
+    config = BertConfig.from_dict(
+        dict(GOOGLE, layer_norm_eps=1e-7, model_type="bert", id2label={"0": "a"}), "huggingface"
+    )
     assert config.norm_epsilon == 1e-7
 
 

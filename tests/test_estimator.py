@@ -110,7 +110,9 @@ def test_packed_rows_predict_the_same(estimator):
         "segment_ids": features["segment_ids"].reshape(-1),
         "row_splits": np.array([0, 5, 10, 15], np.int32),
     }
-    with PersistentEstimator(estimator) as padded_one, PersistentEstimator(estimator, predict_keys=["logits"]) as packed_one:
+    with PersistentEstimator(estimator) as padded_one, PersistentEstimator(
+        estimator, predict_keys=["logits"]
+    ) as packed_one:
         expected = next(padded_one.predict([features]))
         got = next(packed_one.predict([packed]))
     assert set(expected) == {"logits", "probabilities"} and set(got) == {"logits"}

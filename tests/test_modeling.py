@@ -182,7 +182,9 @@ def test_no_mask_and_one_hot_mean_what_google_means():
 
 def test_packed_and_masked_together_is_refused():
     with tf.Graph().as_default(), pytest.raises(ConfigError, match="input_mask"):
-        modeling.BertModel(make_config(), False, tf.constant([1, 2]), tf.constant([1, 1]), row_splits=tf.constant([0, 2]))
+        modeling.BertModel(
+            make_config(), False, tf.constant([1, 2]), tf.constant([1, 1]), row_splits=tf.constant([0, 2])
+        )
 
 
 def test_scope_renames_the_encoder_alone():
@@ -260,7 +262,10 @@ def test_loss_single_label():
         plain = session.run(modeling.classification_loss(tf.constant(logits), tf.constant([0, 1])))
         smooth = session.run(
             modeling.classification_loss(
-                tf.constant(logits), tf.constant([0, 1]), class_weights=tf.constant([1.0, 3.0, 1.0]), label_smoothing=0.3
+                tf.constant(logits),
+                tf.constant([0, 1]),
+                class_weights=tf.constant([1.0, 3.0, 1.0]),
+                label_smoothing=0.3,
             )
         )
     assert np.allclose(plain, [-odds[0, 0], -odds[1, 1]], atol=1e-6)

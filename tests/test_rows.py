@@ -77,7 +77,9 @@ def test_every_bad_row_is_named_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         check_rows(path)
     message = str(caught.value)
-    assert "30 of 31 rows" in message and "line 21:" in message and "line 22:" not in message and "and 10 more" in message
+    assert (
+        "30 of 31 rows" in message and "line 21:" in message and "line 22:" not in message and "and 10 more" in message
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -87,7 +89,9 @@ def test_a_file_that_is_not_there(tmp_path):
         detect_format("a.tsv", "xlsx")
 
 
-TEXTS = st.lists(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00")), min_size=1, max_size=5)
+TEXTS = st.lists(
+    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\x00")), min_size=1, max_size=5
+)
 
 
 @given(TEXTS)

@@ -66,16 +66,22 @@ def tune(
 
     from ftbert.predictor import FastBertClassifier
 
-    with FastBertClassifier.load(model, device=device, precision=precision, threads=threads, runtime="direct") as classifier:
+    with FastBertClassifier.load(
+        model, device=device, precision=precision, threads=threads, runtime="direct"
+    ) as classifier:
         classifier.tune(list(tokens) if tokens else None)  # type: Any
         Console().print("Tuned %s." % classifier.engine)
 
 
 def calibrate(
     model: str = MODEL,
-    file: str = typer.Argument(..., help="Your texts: TSV, CSV or JSON lines (with a label column or without) or lines."),
+    file: str = typer.Argument(
+        ..., help="Your texts: TSV, CSV or JSON lines (with a label column or without) or lines."
+    ),
     text_column: str = typer.Option("text", help="The column or key that holds the text."),
-    label_column: Optional[str] = typer.Option(None, help="The column or key that holds the true label, if there is one."),
+    label_column: Optional[str] = typer.Option(
+        None, help="The column or key that holds the true label, if there is one."
+    ),
     pair_column: Optional[str] = typer.Option(None, help="The second text's, for sentence pairs."),
     precision: Optional[List[str]] = typer.Option(None, help="A precision to try; may be given again. Left out: all."),
     device: str = DEVICE,

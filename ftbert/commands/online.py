@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     models: List[str] = typer.Argument(..., help="A model folder, or several as name=folder."),
-    host: str = typer.Option("127.0.0.1", help="Address to listen on; the default is reachable from this machine alone."),
+    host: str = typer.Option(
+        "127.0.0.1", help="Address to listen on; the default is reachable from this machine alone."
+    ),
     port: int = typer.Option(8000, help="TCP port; 0 takes a free one."),
     device: str = DEVICE,
     precision: str = PRECISION,

@@ -32,7 +32,9 @@ def predict(
     file: str = typer.Argument("-", help="TSV, CSV or JSON lines (by ending), else plain lines; - is standard input."),
     output: str = typer.Option("-", "--output", "-o", help="Where to write; - is standard output."),
     format: Optional[str] = typer.Option(None, help="tsv, csv, jsonl or lines; left out: by the file's ending."),
-    output_format: Optional[str] = typer.Option(None, help="tsv, csv or jsonl; left out: by the output's ending, else the input's."),
+    output_format: Optional[str] = typer.Option(
+        None, help="tsv, csv or jsonl; left out: by the output's ending, else the input's."
+    ),
     text_column: str = typer.Option("text", help="The column or key that holds the text."),
     pair_column: Optional[str] = typer.Option(None, help="The second text's, for sentence pairs."),
     scores: bool = typer.Option(True, help="Write a column with the score of every label."),
@@ -132,7 +134,9 @@ def _predict_on_ray(
 
 
 def demo(
-    texts: Optional[List[str]] = typer.Argument(None, help="Texts to classify; left out: a dozen that ship with ftbert."),
+    texts: Optional[List[str]] = typer.Argument(
+        None, help="Texts to classify; left out: a dozen that ship with ftbert."
+    ),
     seconds: float = typer.Option(1.0, help="How long each timing goes on."),
 ) -> None:
     """Classify with the shipped model and time it next to plain TensorFlow."""
@@ -157,7 +161,9 @@ def bench(
     from ftbert.measure import measure_model
     from ftbert.predictor import FastBertClassifier
 
-    with FastBertClassifier.load(model, device=device, precision=precision, threads=threads, runtime=runtime) as classifier:
+    with FastBertClassifier.load(
+        model, device=device, precision=precision, threads=threads, runtime=runtime
+    ) as classifier:
         records = measure_model(classifier, seconds)
         name = classifier.engine
     table = Table(title="%s on %s" % (os.path.basename(os.path.abspath(model)), name))

@@ -44,14 +44,16 @@ class EncodedSet(NamedTuple):
         mask = columns < lengths[:, None]
         source = np.where(mask, self.rows.row_splits[:-1][chosen][:, None] + columns, 0)
         mask = mask.astype(np.int32)
-        return Batch(self.rows.token_ids[source] * mask, mask, self.rows.segment_ids[source] * mask, self.labels[chosen])
+        return Batch(
+            self.rows.token_ids[source] * mask, mask, self.rows.segment_ids[source] * mask, self.labels[chosen]
+        )
 
 
 def epoch_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> List[np.ndarray]:
     """The batches of one epoch: row indices, each row once, in an order that (seed, epoch) alone decide.
 
-    The rows are permuted as a whole, cut into pools of `_POOL_BATCHES` batches, sorted by length within a pool, cut into
-    batches, and the batches are shuffled.
+    The rows are permuted as a whole, cut into pools of `_POOL_BATCHES` batches, sorted by length within a pool, cut
+    into batches, and the batches are shuffled.
     """
     draw = np.random.RandomState([seed % (1 << 32), epoch])
     order = draw.permutation(len(lengths))

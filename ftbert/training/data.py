@@ -9,7 +9,16 @@ from ftbert.errors import ConfigError, InputError
 from ftbert.rows import detect_format, scan_rows
 from ftbert.tokenization import Text
 
-__all__ = ["Columns", "Dataset", "Label", "label_matrix", "load_dataset", "order_labels", "processor_datasets", "split_dev"]
+__all__ = [
+    "Columns",
+    "Dataset",
+    "Label",
+    "label_matrix",
+    "load_dataset",
+    "order_labels",
+    "processor_datasets",
+    "split_dev",
+]
 
 # A label, or the labels of a row that may have none, one or several.
 Label = Union[str, Tuple[str, ...]]
@@ -112,7 +121,9 @@ def _from_frame(frame: Any, columns: Columns) -> Iterator[Tuple[int, Any]]:
     wanted = [name for name in (columns.text, columns.pair, columns.label) if name]
     missing = [name for name in wanted if name not in frame.columns]
     if missing:
-        raise InputError("The frame lacks the columns %s; it has %s." % (missing, [str(name) for name in frame.columns]))
+        raise InputError(
+            "The frame lacks the columns %s; it has %s." % (missing, [str(name) for name in frame.columns])
+        )
     lists = [list(frame[name]) for name in wanted]
     for index, values in enumerate(zip(*lists)):
         yield index, (values[0] if columns.pair is None else (values[0], values[1]), values[-1])
@@ -162,7 +173,9 @@ def load_dataset(source: Any, columns: Columns, labels: Optional[Sequence[str]] 
     elif hasattr(source, "__iter__"):
         rows, place = _from_items(source, columns), "row"
     else:
-        raise ConfigError("%s: expected a path, a list of rows or a pandas frame, got %s." % (name, type(source).__name__))
+        raise ConfigError(
+            "%s: expected a path, a list of rows or a pandas frame, got %s." % (name, type(source).__name__)
+        )
     allowed = None if labels is None else set(labels)
     data = Dataset(name, [], [], [])
     bad: List[str] = []
@@ -212,7 +225,9 @@ def processor_datasets(processor: Any, data_dir: Optional[str], columns: Columns
     names = ("get_train_examples", "get_dev_examples", "get_labels")
     missing = [name for name in names if not callable(getattr(processor, name, None))]
     if missing:
-        raise ConfigError("processor: expected an object with %s; it lacks %s." % (", ".join(names), ", ".join(missing)))
+        raise ConfigError(
+            "processor: expected an object with %s; it lacks %s." % (", ".join(names), ", ".join(missing))
+        )
     labels = [str(label) for label in processor.get_labels()]
     train = load_dataset(processor.get_train_examples(data_dir), columns, labels, "processor.get_train_examples")
     dev = load_dataset(processor.get_dev_examples(data_dir), columns, labels, "processor.get_dev_examples")
@@ -296,7 +311,8 @@ def split_dev(data: Dataset, fraction: float, seed: int) -> Tuple[Dataset, Datas
         held += [rows[place] for place in draw.permutation(len(rows))[: int(round(len(rows) * fraction))]]
     if not held:
         raise ConfigError(
-            "dev_fraction=%g of %d rows leaves no row to measure on. Give dev rows, or raise it." % (fraction, len(data.texts))
+            "dev_fraction=%g of %d rows leaves no row to measure on. Give dev rows, or raise it."
+            % (fraction, len(data.texts))
         )
     chosen = set(held)
     rest = [row for row in range(len(data.texts)) if row not in chosen]

@@ -163,7 +163,9 @@ def _remark_on_labels(train: Dataset, labels: Sequence[str], counts: Dict[str, i
         remarks.append("No train row has the labels %s." % ", ".join(map(repr, absent[:_SHOWN])))
     rare = [label for label in labels if 0 < counts.get(label, 0) < _RARE]
     if rare:
-        remarks.append("%d labels have fewer than %d rows: %s." % (len(rare), _RARE, ", ".join(map(repr, rare[:_SHOWN]))))
+        remarks.append(
+            "%d labels have fewer than %d rows: %s." % (len(rare), _RARE, ", ".join(map(repr, rare[:_SHOWN])))
+        )
     present = [count for count in counts.values() if count]
     if max(present) > _IMBALANCE * min(present):
         remarks.append(
@@ -171,14 +173,20 @@ def _remark_on_labels(train: Dataset, labels: Sequence[str], counts: Dict[str, i
             % (float(max(present)) / min(present))
         )
     if _is_sorted(train):
-        remarks.append("The rows stand label by label. That does no harm here: each epoch is a permutation of all rows.")
+        remarks.append(
+            "The rows stand label by label. That does no harm here: each epoch is a permutation of all rows."
+        )
 
 
 def _compare(train: Dataset, dev: Dataset, counts: Dict[str, int], facts: Dict[str, Any], remarks: List[str]) -> None:
     facts["dev rows"] = len(dev.texts)
     only_dev = sorted(set(_count(dev)) - set(counts))
     if only_dev:
-        rows = [row for row, label in enumerate(dev.labels) if set([label] if isinstance(label, str) else label) & set(only_dev)]
+        rows = [
+            row
+            for row, label in enumerate(dev.labels)
+            if set([label] if isinstance(label, str) else label) & set(only_dev)
+        ]
         raise InputError(
             "%s: the labels %s are in no train row (rows %s); nothing was trained. A model cannot learn what it never sees."
             % (dev.source, ", ".join(map(repr, only_dev[:_SHOWN])), _places(dev, rows))

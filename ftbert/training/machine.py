@@ -54,7 +54,9 @@ class Machine(NamedTuple):
         return config
 
 
-def find_machine(device: str = "auto", threads: int = 0, mixed_precision: Optional[str] = None, xla: bool = False) -> Machine:
+def find_machine(
+    device: str = "auto", threads: int = 0, mixed_precision: Optional[str] = None, xla: bool = False
+) -> Machine:
     """Checks a wish against this TensorFlow.
 
     Args:

@@ -26,7 +26,8 @@ class Metrics(NamedTuple):
         micro_f1: F1 over all decisions; equals accuracy for single label.
         loss: mean cross-entropy, without smoothing or class weights.
         per_label: by label.
-        confusion: int (C, C), rows are true labels, columns predictions; (C, 2, 2) for multi-label, each [[TN, FP], [FN, TP]].
+        confusion: int (C, C), rows are true labels, columns predictions; (C, 2, 2) for multi-label, each [[TN, FP],
+            [FN, TP]].
     """
 
     accuracy: float
@@ -122,5 +123,7 @@ def most_confident_mistakes(
     for row in np.argsort(-sure, kind="stable")[:most]:
         if sure[row] >= 0:
             guess = ", ".join(labels[i] for i in np.flatnonzero(chances[row] > 0.5))
-            mistakes.append(Mistake(int(row), guess, ", ".join(labels[i] for i in np.flatnonzero(actual[row])), float(sure[row])))
+            mistakes.append(
+                Mistake(int(row), guess, ", ".join(labels[i] for i in np.flatnonzero(actual[row])), float(sure[row]))
+            )
     return mistakes

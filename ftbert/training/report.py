@@ -57,9 +57,12 @@ def _line_chart(title: str, series: Dict[str, List[Tuple[float, float]]], x_name
         parts.append('<polyline fill="none" stroke="%s" stroke-width="2" points="%s"/>' % (colour, dots))
         if len(values) < 40:
             for value in values:
-                parts.append('<circle r="3" fill="%s" cx="%s" cy="%s"/>' % ((colour,) + tuple(place(*value).split(","))))
+                parts.append(
+                    '<circle r="3" fill="%s" cx="%s" cy="%s"/>' % ((colour,) + tuple(place(*value).split(",")))
+                )
         parts.append(
-            '<text x="%d" y="14" text-anchor="end" fill="%s">%s</text>' % (_WIDTH - 8 - 130 * number, colour, _text(name))
+            '<text x="%d" y="14" text-anchor="end" fill="%s">%s</text>'
+            % (_WIDTH - 8 - 130 * number, colour, _text(name))
         )
     parts.append('<text x="%d" y="%d" font-size="11">%s</text>' % (_WIDTH // 2, _HEIGHT + 8, _text(x_name)))
     return "".join(parts) + "</svg>"
@@ -73,7 +76,9 @@ def _confusion_chart(confusion: np.ndarray, labels: Sequence[str]) -> str:
     side = left + cell * count + 8
     top = 24
     parts = ['<svg viewBox="0 0 %d %d" width="%d" role="img">' % (side, top + cell * count + 8, side)]
-    parts.append('<text x="%d" y="16" font-size="12">rows: true label; columns: predicted, in the same order</text>' % left)
+    parts.append(
+        '<text x="%d" y="16" font-size="12">rows: true label; columns: predicted, in the same order</text>' % left
+    )
     for row in range(count):
         total = max(int(confusion[row].sum()), 1)
         if cell > 12:
@@ -98,7 +103,9 @@ def _confusion_chart(confusion: np.ndarray, labels: Sequence[str]) -> str:
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     parts = ["<table><tr>", "".join("<th>%s</th>" % _text(heading) for heading in headings), "</tr>"]
     for row in rows:
-        cells = "".join('<td class="%s">%s</td>' % ("" if isinstance(cell, str) else "n", _text(_shown(cell))) for cell in row)
+        cells = "".join(
+            '<td class="%s">%s</td>' % ("" if isinstance(cell, str) else "n", _text(_shown(cell))) for cell in row
+        )
         parts.append("<tr>%s</tr>" % cells)
     return "".join(parts) + "</table>"
 
@@ -137,7 +144,9 @@ def write_report(path: str, plan: Any, run: RunFolder, logits: np.ndarray, truth
     parts.append("<p>Epoch %d of %d was kept: accuracy <b>%.2f%%</b>, macro-F1 <b>%.2f%%</b> on %d dev rows.</p>" % (
         run.progress["best"]["epoch"], run.progress["epoch"], 100 * metrics.accuracy, 100 * metrics.macro_f1, len(truth)
     ))  # fmt: skip
-    parts.append("<h2>Data</h2>" + _table(("", ""), [(key, str(value)) for key, value in plan.examination.facts.items()]))
+    parts.append(
+        "<h2>Data</h2>" + _table(("", ""), [(key, str(value)) for key, value in plan.examination.facts.items()])
+    )
     parts += ["<p class='remark'>%s</p>" % _text(remark) for remark in plan.examination.remarks + plan.notices]
     parts.append("<h2>Training</h2>" + _line_chart("loss of the training steps", {"loss": losses}, "step"))
     by_epoch = {key: [(record["epoch"], record[key]) for record in history] for key in ("accuracy", "macro_f1")}
@@ -155,7 +164,9 @@ def write_report(path: str, plan: Any, run: RunFolder, logits: np.ndarray, truth
             parts.append(_confusion_chart(metrics.confusion, plan.labels))
         parts.append(_table(("true", "predicted", "rows"), _worst_confusions(metrics.confusion, plan.labels)))
     parts.append("<h2>Labels</h2>")
-    parts.append(_table(("label", "precision", "recall", "F1", "dev rows"), [tuple(score) for score in metrics.per_label]))
+    parts.append(
+        _table(("label", "precision", "recall", "F1", "dev rows"), [tuple(score) for score in metrics.per_label])
+    )
     parts.append("<h2>Most confident mistakes</h2>")
     mistakes = measures.most_confident_mistakes(logits, truth, plan.labels, multi_label)
     texts = plan.dev.texts
@@ -163,7 +174,13 @@ def write_report(path: str, plan: Any, run: RunFolder, logits: np.ndarray, truth
         _table(
             ("row", "text", "predicted", "true", "score"),
             [
-                (plan.dev.lines[mistake.row], _joined(texts[mistake.row]), mistake.predicted, mistake.expected, mistake.score)
+                (
+                    plan.dev.lines[mistake.row],
+                    _joined(texts[mistake.row]),
+                    mistake.predicted,
+                    mistake.expected,
+                    mistake.score,
+                )
                 for mistake in mistakes
             ],
         )

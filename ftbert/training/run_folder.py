@@ -32,8 +32,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        progress: what progress.json says: "fingerprint", "epoch" (how many are done), "history" (one record each), "best"
-            (epoch and value), "state" and "best_folder" (names of checkpoint folders, or None), "finished".
+        progress: what progress.json says: "fingerprint", "epoch" (how many are done), "history" (one record each),
+            "best" (epoch and value), "state" and "best_folder" (names of checkpoint folders, or None), "finished".
     """
 
     def __init__(self, path: str, fingerprint: str, resume: bool) -> None:

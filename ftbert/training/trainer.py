@@ -90,7 +90,9 @@ class _Bar:
         if shown:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True, desc="training")
+            self._bar = tqdm(
+                total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True, desc="training"
+            )
 
     def advance(self, loss: float, note: str) -> None:
         if self._bar is not None:
@@ -126,9 +128,11 @@ def train(
     options: Options,
     run: RunFolder,
 ) -> Outcome:
-    """Trains from where `run` stands to the last epoch, keeping each epoch. `graph` already holds the weights to start with.
+    """Trains from where `run` stands to the last epoch, keeping each epoch. `graph` already holds the weights to start
+    with.
 
-    Ctrl-C ends training after the step it falls into; the best epoch so far is kept. Before the first is done it is raised.
+    Ctrl-C ends training after the step it falls into; the best epoch so far is kept. Before the first is done it is
+    raised.
     """
     per_epoch = updates_per_epoch(len(train_set.lengths), options.batch_size)
     progress = run.progress
@@ -159,7 +163,14 @@ def train(
             note = ", dev accuracy %.2f%%" % (100 * metrics.accuracy)
             bar.say(
                 "epoch %d/%d  loss %.4f  dev loss %.4f  accuracy %.2f%%  macro-F1 %.2f%%"
-                % (epoch + 1, options.epochs, record["train_loss"], metrics.loss, 100 * metrics.accuracy, 100 * metrics.macro_f1)
+                % (
+                    epoch + 1,
+                    options.epochs,
+                    record["train_loss"],
+                    metrics.loss,
+                    100 * metrics.accuracy,
+                    100 * metrics.macro_f1,
+                )
             )
             if stopped:
                 break

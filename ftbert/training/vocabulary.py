@@ -42,8 +42,8 @@ def build_tokenizer(
 
     Args:
         texts: strings or pairs.
-        vocab_size: at most this many pieces, special ones included. Characters come first, by frequency, so that a small
-            vocabulary of Chinese keeps the frequent characters.
+        vocab_size: at most this many pieces, special ones included. Characters come first, by frequency, so that a
+            small vocabulary of Chinese keeps the frequent characters.
         lower_case: whether texts are lower-cased (and accents dropped).
         min_frequency: pieces seen less often are left out.
     """
@@ -65,8 +65,8 @@ def build_tokenizer(
         room = room * 9 // 10
         letters = _letters(words, min_frequency, room)
     kept = sorted({piece[-1] for piece in letters})
-    # The trainer numbers unknown letters in the order of a hash table, and breaks ties by number: two runs would differ.
-    # Given all letters as special pieces, and so numbered, it has nothing left to chance.
+    # The trainer numbers unknown letters in the order of a hash table, and breaks ties by number: two runs would
+    # differ. Given all letters as special pieces, and so numbered, it has nothing left to chance.
     rust = RustTokenizer(WordPiece(unk_token="[UNK]"))
     rust.pre_tokenizer = CharDelimiterSplit(" ")
     trainer = WordPieceTrainer(

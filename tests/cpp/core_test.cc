@@ -95,8 +95,8 @@ int64_t BuildTiny() {
   for (size_t i = 0; i < values.size(); ++i) values[i] = 0.01f * static_cast<float>((i * 37) % 29) - 0.1f;
   char error[512] = "";
   auto add = [&](const std::string& name, std::vector<int64_t> shape) {
-    CHECK_EQ(ftbert_builder_add(builder, name.c_str(), 0, static_cast<int32_t>(shape.size()), shape.data(), values.data(),
-                                0, error, sizeof error),
+    CHECK_EQ(ftbert_builder_add(builder, name.c_str(), 0, static_cast<int32_t>(shape.size()), shape.data(),
+                                values.data(), 0, error, sizeof error),
              0);
   };
   add("bert/embeddings/word_embeddings", {11, 4});
@@ -108,7 +108,8 @@ int64_t BuildTiny() {
     add(norm + "/LayerNorm/gamma", {4});
     add(norm + "/LayerNorm/beta", {4});
   }
-  for (const char* part : {"attention/self/query", "attention/self/key", "attention/self/value", "attention/output/dense"}) {
+  for (const char* part :
+       {"attention/self/query", "attention/self/key", "attention/self/value", "attention/output/dense"}) {
     add(layer + part + "/kernel", {4, 4});
     add(layer + part + "/bias", {4});
   }

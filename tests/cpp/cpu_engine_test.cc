@@ -1,5 +1,5 @@
-// The whole CPU engine against the reference, at every instruction set of this machine: odd sizes, odd rows; a row alone
-// equals the row in a batch bit for bit; the number of threads changes nothing; many callers at once; a fork.
+// The whole CPU engine against the reference, at every instruction set of this machine: odd sizes, odd rows; a row
+// alone equals the row in a batch bit for bit; the number of threads changes nothing; many callers at once; a fork.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -68,7 +68,8 @@ void CompareWithReference(const Config& config, const std::vector<int32_t>& leng
       CHECK_OK(Run(engine.get(), batch.Row(b), token_states, &alone));
       CHECK(std::memcmp(alone.first_states.data(), &got.first_states[b * H], H * sizeof(float)) == 0);
       if (config.num_labels > 0) {
-        CHECK(std::memcmp(alone.logits.data(), &got.logits[b * config.num_labels], config.num_labels * sizeof(float)) == 0);
+        CHECK(std::memcmp(alone.logits.data(), &got.logits[b * config.num_labels], config.num_labels * sizeof(float)) ==
+              0);
       }
       if (token_states) {
         CHECK(std::memcmp(alone.token_states.data(), &got.token_states[batch.row_splits[b] * H],

@@ -1,5 +1,5 @@
-// The fp32 kernels against plain loops in double, at every instruction set of this machine: odd sizes, misaligned pointers,
-// outputs and scratch full of NaN, extreme values, and bitwise independence of how the work was cut.
+// The fp32 kernels against plain loops in double, at every instruction set of this machine: odd sizes, misaligned
+// pointers, outputs and scratch full of NaN, extreme values, and bitwise independence of how the work was cut.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -31,9 +31,10 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 bool SameBits(const float* a, const float* b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
 
-// ---- products -----------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------------------------
 
-void TestProduct(const cpu::LinearKernel& kernel, int32_t T, int32_t K, std::vector<int32_t> part_columns, int misalign) {
+void TestProduct(const cpu::LinearKernel& kernel, int32_t T, int32_t K, std::vector<int32_t> part_columns,
+                 int misalign) {
   std::vector<std::vector<float>> weights, biases;
   std::vector<SourceMatrix> parts;
   int32_t N = 0;
@@ -76,12 +77,14 @@ void TestProduct(const cpu::LinearKernel& kernel, int32_t T, int32_t K, std::vec
       for (int32_t n = 0; n < part_columns[i]; ++n) {
         double sum = 0, largest = 0;
         for (int32_t k = 0; k < K; ++k) {
-          const size_t at = parts[i].transposed ? static_cast<size_t>(n) * K + k : static_cast<size_t>(k) * part_columns[i] + n;
+          const size_t at =
+              parts[i].transposed ? static_cast<size_t>(n) * K + k : static_cast<size_t>(k) * part_columns[i] + n;
           sum += static_cast<double>(in[misalign + t * in_stride + k]) * weights[i][at];
           largest = std::fmax(largest, std::fabs(sum));
         }
         // One rounding of at most 6e-8 of the running sum for each of K additions, adding up like a random walk.
-        const double bound = 1e-7 + 6e-8 * (1.5 * std::sqrt(static_cast<double>(K)) * largest + std::fabs(biases[i][n]));
+        const double bound =
+            1e-7 + 6e-8 * (1.5 * std::sqrt(static_cast<double>(K)) * largest + std::fabs(biases[i][n]));
         const double error = std::fabs(out[misalign + t * out_stride + offset + n] - (sum + biases[i][n]));
         if (!(error / bound <= worst)) worst = error / bound;
       }
@@ -125,7 +128,8 @@ void TestProducts(const cpu::LinearKernel& kernel) {
   TestProduct(kernel, 33, 512, {512}, 0);
   TestProduct(kernel, 5, 1700, {100, 48}, 1);
   TestProduct(kernel, 16, 64, {5}, 3);
-  for (int32_t rows = 1; rows <= 2 * kernel.row_tile() + 1; ++rows) TestProduct(kernel, rows, 40, {2 * kernel.panel_columns()}, 1);
+  for (int32_t rows = 1; rows <= 2 * kernel.row_tile() + 1; ++rows)
+    TestProduct(kernel, rows, 40, {2 * kernel.panel_columns()}, 1);
 }
 
 // A product has no business with other rows: NaN and infinity stay in theirs.
@@ -160,7 +164,7 @@ void TestBadRowsStayAlone(const cpu::LinearKernel& kernel) {
   }
 }
 
-// ---- attention ----------------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------------------------
 
 struct Heads {
   int32_t keys, depth;
@@ -204,7 +208,8 @@ void TestAttention(const Kernels& kernels, int32_t keys, int32_t depth, float si
     double largest = -1e300, total = 0;
     for (int32_t k = 0; k < keys; ++k) {
       double sum = 0;
-      for (int32_t d = 0; d < depth; ++d) sum += static_cast<double>(h.query()[q * h.stride + d]) * h.key()[k * h.stride + d];
+      for (int32_t d = 0; d < depth; ++d)
+        sum += static_cast<double>(h.query()[q * h.stride + d]) * h.key()[k * h.stride + d];
       scores[k] = sum * scale;
       largest = std::fmax(largest, scores[k]);
     }
@@ -217,7 +222,8 @@ void TestAttention(const Kernels& kernels, int32_t keys, int32_t depth, float si
     }
     CHECK(std::isnan(out[q * out_stride + depth]));
   }
-  if (!(worst <= tolerance)) std::printf("  attention %d keys, head %d, size %g: error %.3g\n", keys, depth, size, worst);
+  if (!(worst <= tolerance))
+    std::printf("  attention %d keys, head %d, size %g: error %.3g\n", keys, depth, size, worst);
   CHECK(worst <= tolerance);
   // A query alone, and the last few together: the same bits.
   std::vector<float> alone(keys * out_stride, kNan);
@@ -225,7 +231,8 @@ void TestAttention(const Kernels& kernels, int32_t keys, int32_t depth, float si
   Attend(kernels, h, keys / 2, 1, scale, alone.data());
   CHECK(SameBits(alone.data(), &out[keys / 2 * out_stride], depth));
   Attend(kernels, h, keys - last, last, scale, alone.data());
-  for (int32_t q = 0; q < last; ++q) CHECK(SameBits(&alone[q * out_stride], &out[(keys - last + q) * out_stride], depth));
+  for (int32_t q = 0; q < last; ++q)
+    CHECK(SameBits(&alone[q * out_stride], &out[(keys - last + q) * out_stride], depth));
 }
 
 void TestAttentions(const Kernels& kernels) {
@@ -272,7 +279,7 @@ void TestExtremeScores(const Kernels& kernels) {
   for (int32_t d = 0; d < n.depth; ++d) CHECK(std::isnan(spoiled[3 * (n.depth + 1) + d]));
 }
 
-// ---- norms --------------------------------------------------------------------------------------------------------------
+// ---- norms --------------------------------------------------------------------------------------------------------
 
 void TestAddNorm(const Kernels& kernels, int32_t hidden, float offset) {
   constexpr int32_t kRowCount = 3;

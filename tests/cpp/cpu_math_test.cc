@@ -1,5 +1,5 @@
-// Error bounds of exp2, GELU and tanh as vec.h states them, at every instruction set of this machine, over dense grids and
-// the edges: overflow, subnormals, NaN.
+// Error bounds of exp2, GELU and tanh as vec.h states them, at every instruction set of this machine, over dense grids
+// and the edges: overflow, subnormals, NaN.
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -67,7 +67,8 @@ void TestActivations(const Kernels& kernels) {
       const double ratio = bound > 0 ? error / bound : (error == 0 ? 0 : 1e9);
       if (!(ratio <= worst)) worst = ratio, where = in[i];
     }
-    std::printf("  activation %d: worst error %.2f of its bound, at %g\n", static_cast<int>(item.activation), worst, where);
+    std::printf("  activation %d: worst error %.2f of its bound, at %g\n", static_cast<int>(item.activation), worst,
+                where);
     CHECK(worst <= 1.0);
   }
   // A NaN stays one, in every lane, and its neighbours are not touched; so for every length and alignment.

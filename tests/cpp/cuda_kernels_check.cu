@@ -97,7 +97,8 @@ float Tolerance(Element e) {
   return e == Element::kFloat ? 3e-6f : (e == Element::kHalf ? 8e-4f : (e == Element::kBFloat ? 5e-3f : 5e-2f));
 }
 
-void Report(const std::string& what, const std::vector<double>& expected, const std::vector<float>& got, float tolerance) {
+void Report(const std::string& what, const std::vector<double>& expected, const std::vector<float>& got,
+            float tolerance) {
   double error = 0, norm = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
     const double off = got[i] - expected[i];
@@ -111,11 +112,13 @@ void Report(const std::string& what, const std::vector<double>& expected, const 
   }
 }
 
-__global__ void PlainGemm(const float* x, const float* w, const float* bias, int m, int n, int k, int act, double* out) {
+__global__ void PlainGemm(const float* x, const float* w, const float* bias, int m, int n, int k, int act,
+                          double* out) {
   const int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
   if (column >= n) return;
   double sum = 0;
-  for (int i = 0; i < k; ++i) sum += static_cast<double>(x[static_cast<int64_t>(row) * k + i]) * w[static_cast<int64_t>(column) * k + i];
+  for (int i = 0; i < k; ++i)
+    sum += static_cast<double>(x[static_cast<int64_t>(row) * k + i]) * w[static_cast<int64_t>(column) * k + i];
   sum += bias[column];
   if (act == 1) sum = 0.5 * sum * (1 + erf(sum * 0.70710678118654752));
   if (act == 2) sum = 0.5 * sum * (1 + tanh(0.7978845608028654 * (sum + 0.044715 * sum * sum * sum)));
@@ -130,7 +133,8 @@ void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int 
   const bool scaled = in == Element::kFloat8;
   x.Random(1.f), w.Random(scaled ? 1.f : 1.f / std::sqrt(static_cast<float>(k))), bias.Random(0.5f);
   for (float& v : x_scale.host) v = scaled ? 0.5f + (generator() % 100) / 100.f : 1.f;
-  for (float& v : w_scale.host) v = scaled ? (0.5f + (generator() % 100) / 100.f) / std::sqrt(static_cast<float>(k)) : 1.f;
+  for (float& v : w_scale.host)
+    v = scaled ? (0.5f + (generator() % 100) / 100.f) / std::sqrt(static_cast<float>(k)) : 1.f;
   x_scale.Upload(), w_scale.Upload();
   for (int64_t i = 0; i < m * static_cast<int64_t>(k); ++i) xf.host[i] = x.host[i] * x_scale.host[i / k];
   for (int64_t i = 0; i < n * static_cast<int64_t>(k); ++i) wf.host[i] = w.host[i] * w_scale.host[i / k];
@@ -154,8 +158,9 @@ void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int 
     out.Poison();
     CHECK_CUDA(RunGemm(machine, plan, g, nullptr));
     const cudaError_t ran = cudaDeviceSynchronize();
-    const std::string what = PlanName(plan) + " type " + std::to_string(static_cast<int>(in)) + " " + std::to_string(m) +
-                             "x" + std::to_string(n) + "x" + std::to_string(k) + " act " + std::to_string(act);
+    const std::string what = PlanName(plan) + " type " + std::to_string(static_cast<int>(in)) + " " +
+                             std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) + " act " +
+                             std::to_string(act);
     if (ran != cudaSuccess) {
       std::printf("FAIL %s: %s\n", what.c_str(), cudaGetErrorString(ran));
       std::exit(1);
@@ -288,8 +293,10 @@ void CheckNorm(const Machine& machine, Element element, int rows, int width, flo
 void CheckNormGemm(const Machine& machine, Element in, int m, int n, int width) {
   const Element type = in == Element::kFloat8 ? Element::kHalf : in;
   const int pitch = RoundUp(width, 16);
-  Matrix states(type, m, pitch), delta(type, m, pitch), gamma(Element::kFloat, 1, width), beta(Element::kFloat, 1, width);
-  Matrix w(in, n, pitch), bias(Element::kFloat, 1, n), w_scale(Element::kFloat, 1, n), made(type, m, pitch), out(type, m, n);
+  Matrix states(type, m, pitch), delta(type, m, pitch), gamma(Element::kFloat, 1, width),
+      beta(Element::kFloat, 1, width);
+  Matrix w(in, n, pitch), bias(Element::kFloat, 1, n), w_scale(Element::kFloat, 1, n), made(type, m, pitch),
+      out(type, m, n);
   Matrix length(Element::kFloat, 1, m);
   states.Random(1.f), delta.Random(1.f), gamma.Random(1.f), beta.Random(1.f), bias.Random(1.f);
   w.Random(1.f);
@@ -306,11 +313,13 @@ void CheckNormGemm(const Machine& machine, Element in, int m, int n, int width) 
     for (int i = 0; i < width; ++i) mean += sum(i) / width;
     for (int i = 0; i < width; ++i) variance += (sum(i) - mean) * (sum(i) - mean) / width;
     for (int i = 0; i < width; ++i) {
-      x[static_cast<size_t>(r) * width + i] = (sum(i) - mean) / std::sqrt(variance + 1e-12) * gamma.host[i] + beta.host[i];
+      x[static_cast<size_t>(r) * width + i] =
+          (sum(i) - mean) / std::sqrt(variance + 1e-12) * gamma.host[i] + beta.host[i];
     }
     for (int c = 0; c < n; ++c) {
       double total = 0;
-      for (int i = 0; i < width; ++i) total += x[static_cast<size_t>(r) * width + i] * w.host[static_cast<size_t>(c) * pitch + i];
+      for (int i = 0; i < width; ++i)
+        total += x[static_cast<size_t>(r) * width + i] * w.host[static_cast<size_t>(c) * pitch + i];
       expected[static_cast<size_t>(r) * n + c] = total * w_scale.host[c] + bias.host[c];
     }
   }
@@ -346,7 +355,8 @@ void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n
   x.Random(1.f), bias.Random(1.f);
   {
     std::vector<uint8_t> bytes(static_cast<size_t>(n) * k * kCopies * ElementBytes(in));
-    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = generator() & (in == Element::kFloat8 ? 0xbf : (i % 2 ? 0xb3 : 0xff));
+    for (size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = generator() & (in == Element::kFloat8 ? 0xbf : (i % 2 ? 0xb3 : 0xff));
     CHECK_CUDA(cudaMemcpy(w.device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
   }
   for (float& v : ones.host) v = 0.05f;
@@ -433,7 +443,8 @@ void TimeAttention(const Machine& machine, int rows, int length) {
     CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < 10; ++i) {
       if (kind == 0) CHECK_CUDA(RunAttention(machine, Element::kHalf, a, stream));
-      if (kind == 1) CHECK_CUDA(RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream));
+      if (kind == 1)
+        CHECK_CUDA(RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream));
     }
     CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
     CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));

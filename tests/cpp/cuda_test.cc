@@ -1,5 +1,5 @@
-// The CUDA engine against the reference engine: every precision, odd sizes, recorded and replayed graphs, threads, and what
-// it says when it cannot.
+// The CUDA engine against the reference engine: every precision, odd sizes, recorded and replayed graphs, threads, and
+// what it says when it cannot.
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -109,7 +109,9 @@ Rows MakeRows(const Config& c, const std::vector<int>& lengths) {
 
 struct Results {
   std::vector<float> logits, pooled, first, tokens;
-  Outputs outputs() { return Outputs{logits.data(), pooled.data(), first.data(), tokens.empty() ? nullptr : tokens.data()}; }
+  Outputs outputs() {
+    return Outputs{logits.data(), pooled.data(), first.data(), tokens.empty() ? nullptr : tokens.data()};
+  }
 };
 
 // Poisoned: what is not written stays NaN.
@@ -161,7 +163,8 @@ void Compare(const Model& model, const std::vector<std::vector<int>>& batches, b
     std::shared_ptr<Engine> engine;
     CHECK_OK(Load(model, "cuda", precision, &engine));
     if (!engine) continue;
-    // Three rounds: run as it is, recorded, replayed. Rounds interleave the batches, so that a bucket's graph serves others.
+    // Three rounds: run as it is, recorded, replayed. Rounds interleave the batches, so that a bucket's graph serves
+    // others.
     for (int round = 0; round < 3; ++round) {
       for (size_t i = 0; i < rows.size(); ++i) {
         for (bool tokens : {false, true}) {

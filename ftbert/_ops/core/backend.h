@@ -1,9 +1,9 @@
 // The kernel table: what a device must offer so that the one layer loop (core/engine.cc) runs on it.
 //
-// A backend implements these kernels; precision is its own template argument or member. The loop addresses activations by
-// Slot, never by pointer, so that a backend keeps whatever companions it needs beside them (quantized copies, scales,
-// padding). Kernels that cannot fail return nothing; a device that can fail (CUDA) records the first error in its
-// Workspace and reports it from Download.
+// A backend implements these kernels; precision is its own template argument or member. The loop addresses activations
+// by Slot, never by pointer, so that a backend keeps whatever companions it needs beside them (quantized copies,
+// scales, padding). Kernels that cannot fail return nothing; a device that can fail (CUDA) records the first error in
+// its Workspace and reports it from Download.
 #ifndef FTBERT_CORE_BACKEND_H_
 #define FTBERT_CORE_BACKEND_H_
 
@@ -18,7 +18,7 @@
 
 namespace ftbert {
 
-// ---- Load time --------------------------------------------------------------------------------------------------------
+// ---- Load time ----------------------------------------------------------------------------------------------------
 
 // A weight matrix as it came, to be read as W[k][n], k < rows (inputs), n < cols (outputs).
 struct SourceMatrix {
@@ -31,8 +31,8 @@ struct SourceMatrix {
   bool head = false;            // pooler or classifier: runs on B rows, right before the answer
 };
 
-// A weight matrix in the layout the device's kernels want, bias included. May be of several parts side by side (q, k, v);
-// each part starts where a kernel can start, so that a range of parts can be computed alone.
+// A weight matrix in the layout the device's kernels want, bias included. May be of several parts side by side (q, k,
+// v); each part starts where a kernel can start, so that a range of parts can be computed alone.
 struct PackedLinear {
   virtual ~PackedLinear() = default;
   virtual size_t bytes() const = 0;
@@ -53,7 +53,7 @@ struct SourceTable {
   int32_t rows = 0;
 };
 
-// ---- Run time ---------------------------------------------------------------------------------------------------------
+// ---- Run time -----------------------------------------------------------------------------------------------------
 
 enum class Slot : int {
   kStates,        // (T, H)   the residual stream
@@ -117,7 +117,8 @@ class Backend {
   // -- the kernels, in the order of the loop
   // kStates = norm(word[token] + position[index in row] + segment[segment])
   virtual void Embed(Workspace* w, const EmbeddingTables& tables, const NormParameters& norm) = 0;
-  // out = in W + bias, for the parts named; part p goes to columns of its own offset in `out`, kFirstQuery holds part 0 only
+  // out = in W + bias, for the parts named; part p goes to columns of its own offset in `out`, kFirstQuery holds part 0
+  // only
   virtual void Linear(Workspace* w, Span span, Slot in, const PackedLinear& weight, PartRange parts, Slot out) = 0;
   // kAllTokens: kQkv -> kContext. kFirstTokens: kFirstQuery with keys and values of kQkv -> kFirstContext.
   // softmax(q k / sqrt(D)) v within each row, every head.

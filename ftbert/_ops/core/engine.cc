@@ -18,8 +18,8 @@ constexpr int kMaxWorkspaces = 4;
 
 // embed -> [ linear(qkv) -> attend -> linear+add+norm -> feed forward+add+norm ] x L -> pool -> classify
 //
-// Only the first token of each row is read by the pooler, so the last layer computes keys and values for every token and
-// all the rest for the first tokens alone, unless the caller wants the states of all tokens.
+// Only the first token of each row is read by the pooler, so the last layer computes keys and values for every token
+// and all the rest for the first tokens alone, unless the caller wants the states of all tokens.
 void RunLayers(const Config& config, const Weights& weights, Backend* k, Workspace* w) {
   k->Embed(w, *weights.embeddings, *weights.embedding_norm);
   for (int32_t l = 0; l < config.num_layers; ++l) {
@@ -94,9 +94,9 @@ Status CheckConfig(const Config& c) {
     }
   }
   if (c.hidden_size % c.num_heads != 0 || c.hidden_size / c.num_heads > 128) {
-    return Status(Code::kInvalidArgument, "Expected hidden_size to be num_heads times a head size of at most 128, got " +
-                                              std::to_string(c.hidden_size) + " and " + std::to_string(c.num_heads) +
-                                              " heads.");
+    return Status(Code::kInvalidArgument,
+                  "Expected hidden_size to be num_heads times a head size of at most 128, got " +
+                      std::to_string(c.hidden_size) + " and " + std::to_string(c.num_heads) + " heads.");
   }
   if (c.num_labels < 0 || (c.num_labels > 0 && !c.has_pooler)) {
     return Status(Code::kInvalidArgument, "A classifier (num_labels > 0) needs a pooler.");
@@ -144,7 +144,8 @@ Status CheckBatch(const Config& config, const Batch& batch, Shape* shape) {
     for (int32_t t = 0; t < shape->tokens; ++t) {
       if (batch.segment_ids[t] < 0 || batch.segment_ids[t] >= config.type_vocab_size) {
         return Status(Code::kInvalidArgument, At("segment_ids", t) + " is " + std::to_string(batch.segment_ids[t]) +
-                                                  "; expected 0 to " + std::to_string(config.type_vocab_size - 1) + ".");
+                                                  "; expected 0 to " + std::to_string(config.type_vocab_size - 1) +
+                                                  ".");
       }
     }
   }

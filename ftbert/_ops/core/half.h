@@ -37,7 +37,8 @@ inline float Float16ToFloat(uint16_t half) {
   // Exponents are moved from a bias of 15 to one of 127; infinity and NaN by as much again, to the end of the range.
   const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00u ? 0x38000000u : 0x70000000u);
   // Subnormal: magnitude * 2^-24, exact in fp32.
-  const uint32_t subnormal = FloatToBits(static_cast<float>(static_cast<int32_t>(magnitude)) * BitsToFloat(0x33800000u));
+  const uint32_t subnormal =
+      FloatToBits(static_cast<float>(static_cast<int32_t>(magnitude)) * BitsToFloat(0x33800000u));
   const uint32_t small = 0u - static_cast<uint32_t>(magnitude < 0x400u);
   return BitsToFloat(sign | (subnormal & small) | (normal & ~small));
 }

@@ -30,8 +30,8 @@ struct Weights {
   size_t bytes() const;
 };
 
-// Takes arrays in any order. Arrays that are packed together (a kernel and its bias, q, k and v) are held as copies until
-// the last of them is there, then packed and released, so at most one group of each layer is ever held twice.
+// Takes arrays in any order. Arrays that are packed together (a kernel and its bias, q, k and v) are held as copies
+// until the last of them is there, then packed and released, so at most one group of each layer is ever held twice.
 class WeightCollector {
  public:
   WeightCollector(const Config& config, Backend* backend);

@@ -1,11 +1,13 @@
 // softmax(scale q K^T) V for one head of one row of text, fused; included by kernels_*.cc after gemm_fp32.h.
 //
 // Keys are transposed once per head into panels of kKeyVecs vectors, weights[d][key], so that both products run on
-// MicroTile. Queries go in tiles of kQueryTile; keys in blocks of kKeyBlock, so the scores of a tile stay in the first-level
-// cache, and between blocks the softmax is rescaled (online softmax, Milakov and Gimelshein 2018). A query's result depends on
-// its row of text alone: the blocks begin at the row's first key and every sum has one fixed order.
+// MicroTile. Queries go in tiles of kQueryTile; keys in blocks of kKeyBlock, so the scores of a tile stay in the
+// first-level cache, and between blocks the softmax is rescaled (online softmax, Milakov and Gimelshein 2018). A
+// query's result depends on its row of text alone: the blocks begin at the row's first key and every sum has one fixed
+// order.
 //
-// The running maximum begins as the first block's own, so no infinity is ever made; a NaN in q, k or v reaches the output.
+// The running maximum begins as the first block's own, so no infinity is ever made; a NaN in q, k or v reaches the
+// output.
 #ifndef FTBERT_CPU_ATTENTION_H_
 #define FTBERT_CPU_ATTENTION_H_
 
@@ -56,8 +58,8 @@ void PackKeys(const AttentionTask& task, float* packed) {
   }
 }
 
-// scores[i] = exp2(factor * (scores[i] - maximum)); returns the sum. `maximum` is raised to the block's own first, or set
-// to it where this is the first block. Lanes after `keys`, up to a whole vector, become 0.
+// scores[i] = exp2(factor * (scores[i] - maximum)); returns the sum. `maximum` is raised to the block's own first, or
+// set to it where this is the first block. Lanes after `keys`, up to a whole vector, become 0.
 inline float SoftmaxBlock(float* scores, int keys, float factor, bool first, float* maximum) {
   const int whole = keys / kLanes * kLanes;
   const int rest = keys - whole;

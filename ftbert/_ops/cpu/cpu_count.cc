@@ -36,13 +36,14 @@ double QuotaV2(const std::string& folder) {
 
 double QuotaV1(const std::string& folder) {
   std::string quota, period;
-  if (!ReadFirstLine(folder + "/cpu.cfs_quota_us", &quota) || !ReadFirstLine(folder + "/cpu.cfs_period_us", &period)) return 0;
+  if (!ReadFirstLine(folder + "/cpu.cfs_quota_us", &quota) || !ReadFirstLine(folder + "/cpu.cfs_period_us", &period))
+    return 0;
   const double q = std::atof(quota.c_str()), p = std::atof(period.c_str());
   return q > 0 && p > 0 ? q / p : 0;
 }
 
-// The tightest quota from this process's cgroup up to the root, 0: none. A container often sees its own group as the root,
-// so the mount point itself is asked too.
+// The tightest quota from this process's cgroup up to the root, 0: none. A container often sees its own group as the
+// root, so the mount point itself is asked too.
 double CgroupQuota() {
   double tightest = 0;
   const auto tighten = [&](double quota) {

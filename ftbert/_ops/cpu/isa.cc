@@ -39,7 +39,8 @@ constexpr bool Bit(uint32_t word, int bit) { return ((word >> bit) & 1u) != 0; }
 #endif
 }
 
-// Instruction bits from CPUID, and from XCR0 whether the system saves the registers: 0x6 AVX, 0xe6 AVX-512, 0x60000 tiles.
+// Instruction bits from CPUID, and from XCR0 whether the system saves the registers: 0x6 AVX, 0xe6 AVX-512, 0x60000
+// tiles.
 Isa Detect() {
   uint32_t a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::kPortable;
@@ -57,7 +58,8 @@ Isa Detect() {
   if ((saved & 0x6) != 0x6 || !Bit(b7, 5)) return isa;
   isa = Isa::kAvx2;
 #ifdef FTBERT_WITH_AVX512
-  if ((saved & 0xe6) != 0xe6 || !Bit(b7, 16) || !Bit(b7, 17) || !Bit(b7, 28) || !Bit(b7, 30) || !Bit(b7, 31)) return isa;
+  if ((saved & 0xe6) != 0xe6 || !Bit(b7, 16) || !Bit(b7, 17) || !Bit(b7, 28) || !Bit(b7, 30) || !Bit(b7, 31))
+    return isa;
   isa = Isa::kAvx512;
 #ifdef FTBERT_WITH_AVX512_VNNI
   if (!Bit(c7, 11)) return isa;
@@ -109,8 +111,11 @@ Status ChooseIsa(Isa* isa) {
   for (int i = 0; i < kNumIsas; ++i) {
     if (std::strcmp(wanted, kNames[i]) != 0) continue;
     if (i > static_cast<int>(MachineIsa())) {
-      return Status(Code::kUnavailable, std::string("FTBERT_CPU_ISA=") + wanted + " is not available here: this machine and "
-                    "build have " + AvailableIsas() + ". Set one of them, or unset FTBERT_CPU_ISA for the best.");
+      return Status(Code::kUnavailable, std::string("FTBERT_CPU_ISA=") + wanted +
+                                            " is not available here: this machine and "
+                                            "build have " +
+                                            AvailableIsas() +
+                                            ". Set one of them, or unset FTBERT_CPU_ISA for the best.");
     }
     *isa = static_cast<Isa>(i);
     return Status();

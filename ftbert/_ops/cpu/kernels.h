@@ -1,5 +1,5 @@
-// The table of functions that exist once per instruction set (kernels_portable.cc, kernels_avx2.cc, kernels_avx512.cc), and
-// their arguments. Plain data only: these structs are all that files compiled for different machines share.
+// The table of functions that exist once per instruction set (kernels_portable.cc, kernels_avx2.cc, kernels_avx512.cc),
+// and their arguments. Plain data only: these structs are all that files compiled for different machines share.
 #ifndef FTBERT_CPU_KERNELS_H_
 #define FTBERT_CPU_KERNELS_H_
 
@@ -92,7 +92,8 @@ struct Kernels {
   void (*attention)(const AttentionTask& task);
   void (*embed)(const EmbedTask& task);
   void (*add_norm)(const AddNormTask& task);
-  // out[i] = activation(in[i]), activation an Epilogue as int; for tests and for products without an epilogue of their own
+  // out[i] = activation(in[i]), activation an Epilogue as int; for tests and for products without an epilogue of their
+  // own
   void (*activate)(int32_t activation, const float* in, int64_t count, float* out);
   // `rounds` times peak_chains register-only multiply-adds of `lanes` floats, for benchmarks; the value depends on all.
   int32_t peak_chains;

@@ -9,7 +9,8 @@
 namespace ftbert {
 namespace cpu {
 
-// Owns `size` bytes aligned to 64 (2 MiB and advised to be huge pages from 1 MiB up; mapped, and given back at once when freed).
+// Owns `size` bytes aligned to 64 (2 MiB and advised to be huge pages from 1 MiB up; mapped, and given back at once
+// when freed).
 class Buffer {
  public:
   Buffer() = default;

@@ -1,9 +1,9 @@
 // How a matrix product of many rows is cut into tiles for the team's threads, and what is fused behind it.
 //
 // Two ways. Many rows per thread: each thread takes blocks of rows through the whole product (and through what follows:
-// both products of the feed-forward, residual and layer norm), so that a block's intermediates never leave its cache. Few
-// rows per thread: rows x columns are cut into a grid, so that each weight is read by as few threads as possible and a text
-// of 16 tokens still occupies all of them.
+// both products of the feed-forward, residual and layer norm), so that a block's intermediates never leave its cache.
+// Few rows per thread: rows x columns are cut into a grid, so that each weight is read by as few threads as possible
+// and a text of 16 tokens still occupies all of them.
 #ifndef FTBERT_CPU_PRODUCT_H_
 #define FTBERT_CPU_PRODUCT_H_
 
@@ -15,8 +15,8 @@
 namespace ftbert {
 namespace cpu {
 
-// Floats from one row to the next: at least 16 more than `columns` (kernels may read a vector past the end of a row) and an
-// odd number of cache lines, so that a column of rows does not fall into one set of the cache.
+// Floats from one row to the next: at least 16 more than `columns` (kernels may read a vector past the end of a row)
+// and an odd number of cache lines, so that a column of rows does not fall into one set of the cache.
 ptrdiff_t PaddedStride(int64_t columns);
 
 // (count, columns) fp32.
@@ -55,7 +55,8 @@ class Products {
   // residual = norm(residual + in W + bias)
   void LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Rows in, Rows residual);
   // states = norm(states + activation(states U + bias) D + bias)
-  void FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epilogue activation, const CpuNorm& norm, Rows states);
+  void FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epilogue activation, const CpuNorm& norm,
+                   Rows states);
 
  private:
   void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, const void* in,

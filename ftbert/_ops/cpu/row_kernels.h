@@ -1,7 +1,8 @@
 // Embedding lookup and layer norm, a row at a time; included by kernels_*.cc after vec_*.h.
 //
-// A row of H floats stays in the first-level cache over its three passes: sum, squared distances from the mean (a second
-// pass, not E[x^2] - mean^2, which cancels), scale. Each sum runs over four vectors in an order that H alone decides.
+// A row of H floats stays in the first-level cache over its three passes: sum, squared distances from the mean (a
+// second pass, not E[x^2] - mean^2, which cancels), scale. Each sum runs over four vectors in an order that H alone
+// decides.
 #ifndef FTBERT_CPU_ROW_KERNELS_H_
 #define FTBERT_CPU_ROW_KERNELS_H_
 
@@ -12,7 +13,8 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-// Calls body(i, lanes, which) for each vector of a row; lanes < kLanes only in the last one, which = its number modulo 4.
+// Calls body(i, lanes, which) for each vector of a row; lanes < kLanes only in the last one, which = its number modulo
+// 4.
 template <typename Body>
 inline __attribute__((always_inline)) void ForEachVec(int hidden, const Body& body) {
   int i = 0;

@@ -1,8 +1,9 @@
 # Sources of the CPU backend, included by the top CMakeLists.txt: sets FTBERT_CPU_SOURCES (paths relative to _ops/).
 #
 # One instruction set per file. A file compiled for more than the baseline keeps everything it defines in its own
-# namespace (see vec.h), because an inline function with a shared name, once compiled with AVX-512, could be the copy that the
-# linker keeps for the portable path. Levels the compiler does not know are left out; isa.cc is told which are in.
+# namespace (see vec.h), because an inline function with a shared name, once compiled with AVX-512, could be the copy
+# that the linker keeps for the portable path. Levels the compiler does not know are left out; isa.cc is told which are
+# in.
 include(CheckCXXCompilerFlag)
 
 set(FTBERT_CPU_SOURCES
@@ -28,8 +29,8 @@ set(FTBERT_FLAGS_AVX512_VNNI ${FTBERT_FLAGS_AVX512} -mavx512vnni)
 set(FTBERT_FLAGS_AVX512_BF16 ${FTBERT_FLAGS_AVX512_VNNI} -mavx512bf16)
 set(FTBERT_FLAGS_AMX ${FTBERT_FLAGS_AVX512_BF16} -mamx-tile -mamx-bf16 -mamx-int8)
 
-# No contraction of a*b+c: where a fused multiply-add is meant, it is written. GCC 12 warns of its own intrinsics' undefined
-# operands, and of how vectors would be passed by functions that are all inlined.
+# No contraction of a*b+c: where a fused multiply-add is meant, it is written. GCC 12 warns of its own intrinsics'
+# undefined operands, and of how vectors would be passed by functions that are all inlined.
 set(FTBERT_KERNEL_FLAGS -ffp-contract=off -Wno-maybe-uninitialized -Wno-uninitialized -Wno-psabi)
 
 # ftbert_cpu_level(<LEVEL> <source>...): compiles the sources with FTBERT_FLAGS_<LEVEL> and defines FTBERT_WITH_<LEVEL>.

@@ -1,8 +1,9 @@
-// What vec_portable.h, vec_avx2.h and vec_avx512.h define, each in an anonymous namespace, and the functions built on it.
+// What vec_portable.h, vec_avx2.h and vec_avx512.h define, each in an anonymous namespace, and the functions built on
+// it.
 //
 //   Vec, kLanes, kVecRegisters (how many Vec the register file holds)
-//   Zero Set1 Load Store (any alignment) LoadPartial StorePartial (the first `count` lanes; the rest read as 0, untouched)
-//   LoadFloat16 LoadBFloat16 (kLanes 16-bit values to fp32)
+//   Zero Set1 Load Store (any alignment) LoadPartial StorePartial (the first `count` lanes; the rest read as 0,
+//   untouched) LoadFloat16 LoadBFloat16 (kLanes 16-bit values to fp32)
 //   Add Sub Mul   Fma(a, b, c) = ab + c   Fnma(a, b, c) = c - ab   Reciprocal
 //   Max Min: where either is NaN the second argument is returned, so Max(limit, x) keeps a NaN in x
 //   Round (to nearest even)   ScaleByPowerOf2(x, n) = x 2^n, n whole and in [-126, 127]   Abs
@@ -12,9 +13,9 @@
 //   Sum Largest (over lanes, in a fixed order)   FirstLane   Prefetch
 //   PrefetchSecondLevel
 //
-// A kernel written on these is compiled once per instruction set, in a file that includes one vec_*.h, this file and the
-// kernels. Everything stays in anonymous namespaces and no std:: template is used, so that the linker can never take a
-// function compiled for AVX-512 for the portable path.
+// A kernel written on these is compiled once per instruction set, in a file that includes one vec_*.h, this file and
+// the kernels. Everything stays in anonymous namespaces and no std:: template is used, so that the linker can never
+// take a function compiled for AVX-512 for the portable path.
 //
 // Error bounds (relative to the exact value; checked in tests/cpp/cpu_math_test.cc):
 //   Exp2      (2e-7 + 6e-8 |x|) relative, for x in [-126, 126]; 2^-126 below, 2^126 above
@@ -47,8 +48,8 @@ inline __attribute__((always_inline)) Vec GeluTanh(Vec x) {
   return Mul(x, Reciprocal(Add(Set1(1.f), Exp2(Mul(x, inner)))));
 }
 
-// x (1 + erf(x / sqrt(2))) / 2 = max(x, 0) - |x| q / 2 with q = erfc(|x| / sqrt(2)) = t P(t) exp(-x^2 / 2), t = 1 / (1 + p z),
-// the form of Abramowitz and Stegun 7.1.26 with p = 0.4 and a least-maximum P of degree 5: 2.8e-8.
+// x (1 + erf(x / sqrt(2))) / 2 = max(x, 0) - |x| q / 2 with q = erfc(|x| / sqrt(2)) = t P(t) exp(-x^2 / 2), t = 1 / (1
+// + p z), the form of Abramowitz and Stegun 7.1.26 with p = 0.4 and a least-maximum P of degree 5: 2.8e-8.
 inline __attribute__((always_inline)) Vec GeluErf(Vec x) {
   const Vec magnitude = Abs(x);
   const Vec t = Reciprocal(Fma(magnitude, Set1(0.28284271f), Set1(1.f)));  // 0.4 / sqrt(2)

@@ -1,5 +1,5 @@
-// Vectors of 8 floats in the compiler's own vector type: SSE2 pairs on plain x86-64, NEON pairs on aarch64. Included once;
-// see vec.h for the contract.
+// Vectors of 8 floats in the compiler's own vector type: SSE2 pairs on plain x86-64, NEON pairs on aarch64. Included
+// once; see vec.h for the contract.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

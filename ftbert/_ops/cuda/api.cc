@@ -67,15 +67,18 @@ std::string CudaBackend::DescribeFields() const {
   }
   Slots unused;
   const size_t per_token = (Arrange(nullptr, 1 << 16, 1, &unused) - Arrange(nullptr, 1 << 15, 1, &unused)) >> 15;
-  const std::string capability = std::to_string(machine_.capability / 10) + "." + std::to_string(machine_.capability % 10);
+  const std::string capability =
+      std::to_string(machine_.capability / 10) + "." + std::to_string(machine_.capability % 10);
   const std::string warning = plans_.warning();
-  return "\"device\": " + Quote("cuda:" + std::to_string(machine_.device)) + ", \"precision\": " +
-         Quote(PrecisionName(precision_)) + ", \"isa\": " + Quote("compute capability " + capability) +
-         ", \"threads\": 0, \"card\": " + Quote(machine_.name) + ", \"memory_bytes\": " + std::to_string(machine_.memory) +
-         ", \"driver\": " + Quote(DriverVersion()) + ", \"runtime\": " + Quote(RuntimeVersion()) +
-         ", \"scratch_bytes\": " + std::to_string(scratch) + ", \"scratch_bytes_per_token\": " +
-         std::to_string(per_token) + ", \"tuned_products\": " + std::to_string(plans_.measured()) + ", \"warning\": " +
-         (warning.empty() ? "null" : Quote(warning));
+  return "\"device\": " + Quote("cuda:" + std::to_string(machine_.device)) +
+         ", \"precision\": " + Quote(PrecisionName(precision_)) +
+         ", \"isa\": " + Quote("compute capability " + capability) +
+         ", \"threads\": 0, \"card\": " + Quote(machine_.name) +
+         ", \"memory_bytes\": " + std::to_string(machine_.memory) + ", \"driver\": " + Quote(DriverVersion()) +
+         ", \"runtime\": " + Quote(RuntimeVersion()) + ", \"scratch_bytes\": " + std::to_string(scratch) +
+         ", \"scratch_bytes_per_token\": " + std::to_string(per_token) +
+         ", \"tuned_products\": " + std::to_string(plans_.measured()) +
+         ", \"warning\": " + (warning.empty() ? "null" : Quote(warning));
 }
 
 }  // namespace cuda

@@ -1,12 +1,14 @@
 // Attention over packed rows: context = softmax(q k^T / sqrt(D)) v within each row, for every head.
 //
-// AttendTiles: fp16 or bf16 on the matrix units, D of at most 128 (multiples of 8; computed at the next of 32, 64, 128). A CTA
-// takes kQueryWarps * 16 consecutive tokens of one head, whatever rows they belong to: short rows share a tile. Keys come in
-// blocks from the start of the first token's row to the end of the last one's; each token masks what lies outside its own
-// row, and a warp skips keys that none of its tokens needs. Softmax is online, in fp32; no score leaves the registers.
-// kKeyWarps > 1, for few tokens: that many warps share the keys of each block and put their sums together at the end.
+// AttendTiles: fp16 or bf16 on the matrix units, D of at most 128 (multiples of 8; computed at the next of 32, 64,
+// 128). A CTA takes kQueryWarps * 16 consecutive tokens of one head, whatever rows they belong to: short rows share a
+// tile. Keys come in blocks from the start of the first token's row to the end of the last one's; each token masks what
+// lies outside its own row, and a warp skips keys that none of its tokens needs. Softmax is online, in fp32; no score
+// leaves the registers. kKeyWarps > 1, for few tokens: that many warps share the keys of each block and put their sums
+// together at the end.
 //
-// AttendWarps: one warp a query, any type, any D up to 128: fp32, odd head sizes, and the first tokens of the last layer.
+// AttendWarps: one warp a query, any type, any D up to 128: fp32, odd head sizes, and the first tokens of the last
+// layer.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
 
@@ -43,7 +45,8 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
     const int r = i / kPieces, piece = i % kPieces;
     const bool valid = token0 + r < tokens && piece * 8 < head_size;
-    CopyAsync16(q_tile + PieceOffset<kBytes>(r, piece), valid ? qkv + (token0 + r) * ld + head + piece * 8 : qkv, valid);
+    CopyAsync16(q_tile + PieceOffset<kBytes>(r, piece), valid ? qkv + (token0 + r) * ld + head + piece * 8 : qkv,
+                valid);
   }
   const auto load = [&](int block) {
     const int buffer = block & 1, key0 = begin + block * kKeys;

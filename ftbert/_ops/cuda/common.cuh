@@ -1,5 +1,5 @@
-// What every CUDA kernel file shares: 16-byte vectors of the activation types, warp reductions, asynchronous copies, matrix
-// fragments, and programmatic dependent launch. Everything here runs on compute capability 8.0 and later.
+// What every CUDA kernel file shares: 16-byte vectors of the activation types, warp reductions, asynchronous copies,
+// matrix fragments, and programmatic dependent launch. Everything here runs on compute capability 8.0 and later.
 #ifndef FTBERT_CUDA_COMMON_CUH_
 #define FTBERT_CUDA_COMMON_CUH_
 
@@ -34,7 +34,7 @@ __device__ __forceinline__ void LetNextKernelStart() {
 #endif
 }
 
-// ---- Numbers ----------------------------------------------------------------------------------------------------------
+// ---- Numbers ------------------------------------------------------------------------------------------------------
 __device__ __forceinline__ float ToFloat(Half x) { return __half2float(x); }
 __device__ __forceinline__ float ToFloat(BFloat x) { return __bfloat162float(x); }
 __device__ __forceinline__ float ToFloat(float x) { return x; }
@@ -124,7 +124,7 @@ __device__ __forceinline__ float WarpMax(float x) {
   return x;
 }
 
-// ---- Activations ------------------------------------------------------------------------------------------------------
+// ---- Activations --------------------------------------------------------------------------------------------------
 __device__ __forceinline__ float FastTanh(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));  // relative error 2^-11: half an fp16 step
@@ -162,7 +162,7 @@ __device__ __forceinline__ float ActivateBy(Act act, float x) {
   return x;
 }
 
-// ---- Shared memory, asynchronous copies, matrix fragments ---------------------------------------------------------------
+// ---- Shared memory, asynchronous copies, matrix fragments ---------------------------------------------------------
 __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }

@@ -93,7 +93,8 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
     const std::string number = device.compare(0, 5, "cuda:") == 0 ? device.substr(5) : "";
     const long value = std::strtol(number.c_str(), &end, 10);
     if (number.empty() || !std::isdigit(static_cast<unsigned char>(number[0])) || *end != '\0' || value > 1023) {
-      return Status(Code::kInvalidArgument, "Expected the device \"cuda\" or \"cuda:<index>\", got \"" + device + "\".");
+      return Status(Code::kInvalidArgument,
+                    "Expected the device \"cuda\" or \"cuda:<index>\", got \"" + device + "\".");
     }
     index = static_cast<int>(value);
   }
@@ -101,8 +102,8 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
   const std::string problem = Problem(&count);
   if (!problem.empty()) return Status(Code::kUnavailable, problem);
   if (index >= count) {
-    return Status(Code::kUnavailable, "Expected a card of index 0 to " + std::to_string(count - 1) + ", got \"" + device +
-                                          "\". Check CUDA_VISIBLE_DEVICES.");
+    return Status(Code::kUnavailable, "Expected a card of index 0 to " + std::to_string(count - 1) + ", got \"" +
+                                          device + "\". Check CUDA_VISIBLE_DEVICES.");
   }
   cudaDeviceProp properties;
   const cudaError_t error = cudaGetDeviceProperties(&properties, index);
@@ -139,10 +140,10 @@ std::string DescribeDevices() {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp p;
     if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
-    devices += std::string(devices.empty() ? "" : ", ") + "{\"index\": " + std::to_string(i) + ", \"name\": " +
-               Quote(p.name) + ", \"compute_capability\": \"" + std::to_string(p.major) + "." + std::to_string(p.minor) +
-               "\", \"memory_bytes\": " + std::to_string(p.totalGlobalMem) + ", \"usable\": " +
-               (p.major * 10 + p.minor >= kLeastCapability ? "true" : "false") + "}";
+    devices += std::string(devices.empty() ? "" : ", ") + "{\"index\": " + std::to_string(i) +
+               ", \"name\": " + Quote(p.name) + ", \"compute_capability\": \"" + std::to_string(p.major) + "." +
+               std::to_string(p.minor) + "\", \"memory_bytes\": " + std::to_string(p.totalGlobalMem) +
+               ", \"usable\": " + (p.major * 10 + p.minor >= kLeastCapability ? "true" : "false") + "}";
   }
   const std::string release = DriverRelease(), version = DriverVersion();
   const std::string driver = release.empty() ? version : release;

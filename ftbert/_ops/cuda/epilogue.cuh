@@ -57,7 +57,8 @@ __device__ __forceinline__ void FinishFragment(float (&acc)[kColumns / 2], const
 }
 
 template <bool kScaled, int kColumns>
-__device__ __forceinline__ void FinishFragmentBy(float (&acc)[kColumns / 2], const EpilogueArgs& e, int column, int row) {
+__device__ __forceinline__ void FinishFragmentBy(float (&acc)[kColumns / 2], const EpilogueArgs& e, int column,
+                                                 int row) {
   switch (e.act) {
     case Act::kNone:
       return FinishFragment<Act::kNone, kScaled, kColumns>(acc, e, column, row);
@@ -72,7 +73,8 @@ __device__ __forceinline__ void FinishFragmentBy(float (&acc)[kColumns / 2], con
   }
 }
 
-// Writes a warp's 16 finished rows of a 64-row fragment: through its own piece of shared memory, then 16 bytes a thread.
+// Writes a warp's 16 finished rows of a 64-row fragment: through its own piece of shared memory, then 16 bytes a
+// thread.
 template <typename Out, int kColumns, int kPitch>
 __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], const EpilogueArgs& e, uint32_t staging,
                                            int row, int column, int lane) {
@@ -82,7 +84,8 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
     const uint32_t address = staging + (lane % 16) * kPitch + lane / 16 * 16;
 #pragma unroll
     for (int j = 0; j < kColumns / 8; j += 2) {
-      const uint32_t top0 = PackPair<Out>(acc[4 * j], acc[4 * j + 1]), low0 = PackPair<Out>(acc[4 * j + 2], acc[4 * j + 3]);
+      const uint32_t top0 = PackPair<Out>(acc[4 * j], acc[4 * j + 1]),
+                     low0 = PackPair<Out>(acc[4 * j + 2], acc[4 * j + 3]);
       const uint32_t top1 = PackPair<Out>(acc[4 * j + 4], acc[4 * j + 5]);
       const uint32_t low1 = PackPair<Out>(acc[4 * j + 6], acc[4 * j + 7]);
       asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address + j * 16), "r"(top0),

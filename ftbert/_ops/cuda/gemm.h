@@ -1,7 +1,7 @@
 // Matrix products: out (M, N) = act(x (M, K) w (N, K)^T + bias), and the kernels that can compute them.
 //
-// Both operands are K-major (row-major x, weights stored output by output), rows 16-byte aligned, N and K multiples of 16
-// (padding columns hold zeros, padding weights too). A Plan names a kernel; PlanFor and Search choose it.
+// Both operands are K-major (row-major x, weights stored output by output), rows 16-byte aligned, N and K multiples of
+// 16 (padding columns hold zeros, padding weights too). A Plan names a kernel; PlanFor and Search choose it.
 #ifndef FTBERT_CUDA_GEMM_H_
 #define FTBERT_CUDA_GEMM_H_
 
@@ -107,16 +107,17 @@ cudaError_t RunWgmmaBFloat(const Machine& machine, int variant, const Gemm& gemm
 cudaError_t RunWgmmaFloat8(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
 cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& gemm, cudaStream_t stream);
 
-// Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share one),
-// and how many CTAs of a cluster share the weight tile.
+// Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share
+// one), and how many CTAs of a cluster share the weight tile.
 struct WgmmaTile {
   int rows, columns;
   bool alternate;
   int cluster;
 };
-constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1}, {128, 128, true, 2},  {128, 192, true, 1},  {128, 256, false, 1},
-                                     {128, 256, false, 2}, {128, 192, false, 1}, {128, 128, false, 1}, {128, 96, false, 1},
-                                     {128, 64, false, 1},  {64, 256, true, 2},   {64, 96, true, 1}};
+constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1},  {128, 128, true, 2},  {128, 192, true, 1},
+                                     {128, 256, false, 1}, {128, 256, false, 2}, {128, 192, false, 1},
+                                     {128, 128, false, 1}, {128, 96, false, 1},  {128, 64, false, 1},
+                                     {64, 256, true, 2},   {64, 96, true, 1}};
 constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
 
 // Tokens of a tile of the split-K kernel.

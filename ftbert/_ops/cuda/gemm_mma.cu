@@ -1,7 +1,8 @@
 // Matrix products with mma.sync, for every card from Ampere on; on Hopper the others are faster.
 //
-// Contract: fp16 or bf16 x (M, K) and w (N, K) as gemm.h says. A CTA computes kRows x kColumns; slices of 64 values of K come
-// in through cp.async, three in flight, each row's eight 16-byte pieces permuted by its row number against bank conflicts.
+// Contract: fp16 or bf16 x (M, K) and w (N, K) as gemm.h says. A CTA computes kRows x kColumns; slices of 64 values of
+// K come in through cp.async, three in flight, each row's eight 16-byte pieces permuted by its row number against bank
+// conflicts.
 #include "cuda/epilogue.cuh"
 
 namespace ftbert {

@@ -1,6 +1,7 @@
 // fp32 matrix products in fp32 arithmetic (no TF32), for every card.
 //
-// Contract: fp32 x (M, K) and w (N, K) as gemm.h says. 64 x 64 tiles, 256 threads of 4 x 4 outputs, 16 values of K at a time.
+// Contract: fp32 x (M, K) and w (N, K) as gemm.h says. 64 x 64 tiles, 256 threads of 4 x 4 outputs, 16 values of K at a
+// time.
 #include "cuda/epilogue.cuh"
 
 namespace ftbert {

@@ -1,13 +1,14 @@
-// Matrix products of few rows (up to about 256) on Hopper, where latency and reading the weights are all the time there is.
+// Matrix products of few rows (up to about 256) on Hopper, where latency and reading the weights are all the time there
+// is.
 //
-// Contract: x (M, K) and w (N, K) as gemm.h says. A CTA owns 64 outputs of kTokens rows and takes its whole share of K into
-// shared memory at once (no ring); four warpgroups multiply a quarter of it each, with the weights as the 64-row operand,
-// and add up in shared memory. Where K is long a cluster of `split` CTAs shares it and adds up through distributed shared
-// memory. The weights are asked for before the previous kernel has ended (they do not depend on it), and those of a later
-// product are brought into L2.
+// Contract: x (M, K) and w (N, K) as gemm.h says. A CTA owns 64 outputs of kTokens rows and takes its whole share of K
+// into shared memory at once (no ring); four warpgroups multiply a quarter of it each, with the weights as the 64-row
+// operand, and add up in shared memory. Where K is long a cluster of `split` CTAs shares it and adds up through
+// distributed shared memory. The weights are asked for before the previous kernel has ended (they do not depend on it),
+// and those of a later product are brought into L2.
 //
-// kNorm: x is not read but made here, norm(states + delta), by every CTA for its own rows; the CTAs of the first outputs
-// also write it out. That spares a kernel between two products, which at this size costs as much as a product.
+// kNorm: x is not read but made here, norm(states + delta), by every CTA for its own rows; the CTAs of the first
+// outputs also write it out. That spares a kernel between two products, which at this size costs as much as a product.
 #include "cuda/epilogue.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/tensor_map.h"
@@ -92,8 +93,8 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
   }
 }
 
-// Rows of norm(states + delta) -> the x tiles of slices [begin, begin + slices), swizzled as the copy engine would. Width
-// of at most 1024, a multiple of 8. T: of states and delta.
+// Rows of norm(states + delta) -> the x tiles of slices [begin, begin + slices), swizzled as the copy engine would.
+// Width of at most 1024, a multiple of 8. T: of states and delta.
 template <typename In, typename T, int kTokens>
 __device__ __forceinline__ void MakeRows(const GemmNorm& norm, uint32_t base, int slice_bytes, int begin, int slices,
                                          int token0, int rows, bool write, float* scales, float* norms) {
@@ -192,8 +193,8 @@ __device__ __forceinline__ void MakeRows(const GemmNorm& norm, uint32_t base, in
 // Grid (split, outputs / 64, tokens / kTokens), clusters of split CTAs.
 template <typename In, typename Out, int kTokens, bool kNorm>
 __global__ void __launch_bounds__(kThreads, 1)
-    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map, const EpilogueArgs e,
-               const GemmNorm norm, const void* prefetch, int64_t prefetch_bytes) {
+    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+               const EpilogueArgs e, const GemmNorm norm, const void* prefetch, int64_t prefetch_bytes) {
 #if FTBERT_HOPPER
   constexpr int kSlice = 128 / sizeof(In);
   constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
@@ -271,7 +272,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int token = 8 * j + lane % 4 * 2 + i % 2;
-      asm volatile("st.shared.f32 [%0], %1;" ::"r"(mine + (token * kPitch + output + i / 2 * 8) * 4), "f"(acc[4 * j + i])
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(mine + (token * kPitch + output + i / 2 * 8) * 4),
+                   "f"(acc[4 * j + i])
                    : "memory");
     }
   }

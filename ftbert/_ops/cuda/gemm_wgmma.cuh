@@ -1,9 +1,10 @@
 // Matrix products of many rows on Hopper: persistent CTAs of one copying and two multiplying warpgroups.
 //
-// Contract: x (M, K) and w (N, K) as gemm.h says. A CTA loops over tiles of kRows x kColumns; the copying warpgroup keeps
-// kStages slices of 128 bytes of K in flight through the copy engine. With kAlternate each multiplying warpgroup owns every
-// other tile, so that one's epilogue hides behind the other's products; otherwise both share each tile, 64 rows each. With a
-// cluster of 2 the two CTAs take neighbouring row blocks, and each loads half of the weight tile for both.
+// Contract: x (M, K) and w (N, K) as gemm.h says. A CTA loops over tiles of kRows x kColumns; the copying warpgroup
+// keeps kStages slices of 128 bytes of K in flight through the copy engine. With kAlternate each multiplying warpgroup
+// owns every other tile, so that one's epilogue hides behind the other's products; otherwise both share each tile, 64
+// rows each. With a cluster of 2 the two CTAs take neighbouring row blocks, and each loads half of the weight tile for
+// both.
 #ifndef FTBERT_CUDA_GEMM_WGMMA_CUH_
 #define FTBERT_CUDA_GEMM_WGMMA_CUH_
 
@@ -17,8 +18,8 @@ namespace cuda {
 template <typename Out, int kRows, int kColumns, bool kAlternate>
 struct WgmmaSizes {
   static constexpr int kStageBytes = (kRows + kColumns) * 128;
-  // Each warp turns its 16 rows around in shared memory, so that a row is written in 16-byte pieces. Rows are padded by 16
-  // bytes against bank conflicts.
+  // Each warp turns its 16 rows around in shared memory, so that a row is written in 16-byte pieces. Rows are padded by
+  // 16 bytes against bank conflicts.
   static constexpr int kPitch = kColumns * static_cast<int>(sizeof(Out)) + 16;
   static constexpr int kStaging = 8 * 16 * kPitch;
   static constexpr int kAvailable = 227 * 1024 - 1024 - 256;
@@ -138,8 +139,8 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
         for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) {
-            Wgmma<In, kColumns>::Run(acc[block], TileDescriptor(x_tile + block * 64 * 128) + 2 * step, w_tile + 2 * step,
-                                     slice > 0 || step > 0);
+            Wgmma<In, kColumns>::Run(acc[block], TileDescriptor(x_tile + block * 64 * 128) + 2 * step,
+                                     w_tile + 2 * step, slice > 0 || step > 0);
           }
         }
         WgmmaCommit();

@@ -1,8 +1,8 @@
-// Hopper's own instructions, one function each: mbarriers, the tensor copy engine (TMA), warpgroup matrix products (wgmma),
-// clusters. Only code for sm_90a is compiled to anything; callers guard with FTBERT_HOPPER.
+// Hopper's own instructions, one function each: mbarriers, the tensor copy engine (TMA), warpgroup matrix products
+// (wgmma), clusters. Only code for sm_90a is compiled to anything; callers guard with FTBERT_HOPPER.
 //
-// Operand tiles in shared memory are K-major with rows of 128 bytes (64 fp16 or 128 fp8 values), 128-byte swizzle, 1024-byte
-// aligned: what the copy engine writes is what wgmma reads.
+// Operand tiles in shared memory are K-major with rows of 128 bytes (64 fp16 or 128 fp8 values), 128-byte swizzle,
+// 1024-byte aligned: what the copy engine writes is what wgmma reads.
 #ifndef FTBERT_CUDA_HOPPER_CUH_
 #define FTBERT_CUDA_HOPPER_CUH_
 
@@ -19,7 +19,7 @@
 namespace ftbert {
 namespace cuda {
 
-// ---- mbarrier -----------------------------------------------------------------------------------------------------------
+// ---- mbarrier -----------------------------------------------------------------------------------------------------
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
@@ -35,8 +35,8 @@ __device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
 // Arrives at the same barrier of CTA `rank` of the cluster.
 __device__ __forceinline__ void BarrierArriveRemote(uint32_t barrier, uint32_t rank) {
   asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(
-          barrier),
+      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::
+          "r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -54,13 +54,15 @@ __device__ __forceinline__ void NamedBarrierArrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// ---- Clusters -----------------------------------------------------------------------------------------------------------
+// ---- Clusters -----------------------------------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-__device__ __forceinline__ void ClusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ float4 LoadRemote4(uint32_t address, uint32_t rank) {
   float4 v;
@@ -72,11 +74,12 @@ __device__ __forceinline__ float4 LoadRemote4(uint32_t address, uint32_t rank) {
   return v;
 }
 
-// ---- Copy engine --------------------------------------------------------------------------------------------------------
+// ---- Copy engine --------------------------------------------------------------------------------------------------
 // A box of `map` at column x, row y; what lies outside the matrix arrives as zeros and counts as bytes all the same.
 __device__ __forceinline__ void LoadTile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(to),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          to),
       "l"(map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
 }
@@ -96,10 +99,10 @@ __device__ __forceinline__ void PrefetchL2(const void* address, uint32_t bytes) 
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
 }
 
-// ---- Warpgroup matrix products ------------------------------------------------------------------------------------------
+// ---- Warpgroup matrix products ------------------------------------------------------------------------------------
 __device__ __forceinline__ uint64_t TileDescriptor(uint32_t address) {
-  return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) | (static_cast<uint64_t>(1) << 16) |
-         ((address & 0x3ffff) >> 4);
+  return (static_cast<uint64_t>(1) << 62) | (static_cast<uint64_t>(1024 >> 4) << 32) |
+         (static_cast<uint64_t>(1) << 16) | ((address & 0x3ffff) >> 4);
 }
 __device__ __forceinline__ void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -116,8 +119,8 @@ __device__ __forceinline__ void GiveRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Wgmma<T, N>::Run(acc, a, b, accumulate): acc (64, N) (+)= a (64, 32 bytes of K) b (N, 32 bytes of K)^T. Thread t of the
-// warpgroup holds, at acc[4 j + 2 h + c], row 16 (t / 32) + 8 h + (t % 32) / 4 and column 8 j + 2 (t % 4) + c.
+// Wgmma<T, N>::Run(acc, a, b, accumulate): acc (64, N) (+)= a (64, 32 bytes of K) b (N, 32 bytes of K)^T. Thread t of
+// the warpgroup holds, at acc[4 j + 2 h + c], row 16 (t / 32) + 8 h + (t % 32) / 4 and column 8 j + 2 (t % 4) + c.
 template <typename T, int N>
 struct Wgmma;
 

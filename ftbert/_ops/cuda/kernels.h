@@ -1,7 +1,7 @@
 // The kernels that are no matrix product: embedding, layer norm, attention, gathering, classifying, packing.
 //
-// Activations are row-major with a row pitch in elements, a multiple of 16; columns past the true width hold zeros. With fp8,
-// a row that feeds a product is kept a second time as fp8 with its scale (Quantized).
+// Activations are row-major with a row pitch in elements, a multiple of 16; columns past the true width hold zeros.
+// With fp8, a row that feeds a product is kept a second time as fp8 with its scale (Quantized).
 #ifndef FTBERT_CUDA_KERNELS_H_
 #define FTBERT_CUDA_KERNELS_H_
 
@@ -57,8 +57,8 @@ struct Attention {
   int64_t ld_context = 0;
 };
 
-cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& embedding, const Norm& norm, void* states,
-                     const Quantized& quantized, cudaStream_t stream);
+cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& embedding, const Norm& norm,
+                     void* states, const Quantized& quantized, cudaStream_t stream);
 // states = norm(states + delta), one pass, in fp32
 cudaError_t RunAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
                        const void* delta, const Quantized& quantized, cudaStream_t stream);
@@ -72,9 +72,10 @@ cudaError_t RunClassify(const Machine& machine, Element element, const void* x, 
 cudaError_t RunToFloat(const Machine& machine, Element element, const void* from, int64_t pitch, int rows, int width,
                        float* to, cudaStream_t stream);
 
-// A source array on the device -> packed (cols, pitch), output by output. transposed: the source already is (cols, rows).
-cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element, void* to,
-                       int64_t pitch, float* column_scale, cudaStream_t stream);
+// A source array on the device -> packed (cols, pitch), output by output. transposed: the source already is (cols,
+// rows).
+cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element,
+                       void* to, int64_t pitch, float* column_scale, cudaStream_t stream);
 // The largest Euclidean length of an output's weights, to *length (device).
 cudaError_t LongestColumn(const void* source, DataType type, int rows, int cols, bool transposed, float* length,
                           cudaStream_t stream);

@@ -8,7 +8,9 @@ namespace ftbert {
 namespace cuda {
 namespace {
 
-size_t SourceBytes(DataType type, int64_t count) { return static_cast<size_t>(count) * (type == DataType::kFloat32 ? 4 : 2); }
+size_t SourceBytes(DataType type, int64_t count) {
+  return static_cast<size_t>(count) * (type == DataType::kFloat32 ? 4 : 2);
+}
 
 Status Copy(void* to, const void* from, size_t bytes, const std::string& doing) {
   return FromCuda(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), doing);

@@ -1,5 +1,5 @@
-// Declares the dozen functions and constants of cuBLASLt that are used; where its header is found at build, the compiler
-// checks them against it.
+// Declares the dozen functions and constants of cuBLASLt that are used; where its header is found at build, the
+// compiler checks them against it.
 #include "cuda/lt.h"
 
 #include <dlfcn.h>
@@ -62,8 +62,8 @@ struct Library {
   int (*preference_set)(void*, int, const void*, size_t) = nullptr;
   int (*heuristic)(void*, void*, void*, void*, void*, void*, void*, int, Heuristic*, int*) = nullptr;
   // handle, operation, alpha, A, A's layout, B, B's layout, beta, C, C's layout, D, D's layout, algorithm, scratch, ...
-  int (*matmul)(void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*, void*,
-                void*, const Algorithm*, void*, size_t, cudaStream_t) = nullptr;
+  int (*matmul)(void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*,
+                void*, void*, const Algorithm*, void*, size_t, cudaStream_t) = nullptr;
   bool open = false;
 };
 
@@ -92,7 +92,8 @@ const Library& Lt() {
   static const Library* library = [] {
     auto* l = new Library;
     void* h = OpenLibrary();
-    l->open = h != nullptr && Resolve(h, "cublasLtCreate", &l->create) && Resolve(h, "cublasLtGetVersion", &l->version) &&
+    l->open = h != nullptr && Resolve(h, "cublasLtCreate", &l->create) &&
+              Resolve(h, "cublasLtGetVersion", &l->version) &&
               Resolve(h, "cublasLtMatmulDescCreate", &l->desc_create) &&
               Resolve(h, "cublasLtMatmulDescSetAttribute", &l->desc_set) &&
               Resolve(h, "cublasLtMatrixLayoutCreate", &l->layout_create) &&
@@ -138,7 +139,8 @@ class Products {
     if (handle == nullptr && lt.create(&handle) != 0) return p;
     const int type = DataTypeOf(g.in), transpose = kOpTranspose;
     const Act act = static_cast<Act>(g.act);
-    const int epilogue = act == Act::kGeluTanh ? kEpilogueGeluBias : (act == Act::kRelu ? kEpilogueReluBias : kEpilogueBias);
+    const int epilogue =
+        act == Act::kGeluTanh ? kEpilogueGeluBias : (act == Act::kRelu ? kEpilogueReluBias : kEpilogueBias);
     const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
     void* preference = nullptr;
     const size_t scratch = kLtScratchBytes;

@@ -1,8 +1,8 @@
 // Layer norm, with what feeds it: the embedding sum, or residual + product.
 //
-// Contract: a warp takes a row and keeps it in registers (width a multiple of 8, at most 2048), so that each value is read
-// once and mean and variance are both exact sums in fp32; other widths are read again for each sum. Rows are written in
-// place. With a Quantized companion the row is also written as fp8 under its own scale.
+// Contract: a warp takes a row and keeps it in registers (width a multiple of 8, at most 2048), so that each value is
+// read once and mean and variance are both exact sums in fp32; other widths are read again for each sum. Rows are
+// written in place. With a Quantized companion the row is also written as fp8 under its own scale.
 #include <type_traits>
 
 #include "cuda/common.cuh"

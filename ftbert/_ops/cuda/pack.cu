@@ -1,4 +1,5 @@
-// Load time: a weight array as it came -> output by output, in the element type that runs, fp8 with a scale for each output.
+// Load time: a weight array as it came -> output by output, in the element type that runs, fp8 with a scale for each
+// output.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
 
@@ -19,9 +20,9 @@ __device__ __forceinline__ float ReadSource(const void* data, DataType type, int
 }
 
 // One CTA an output: its largest weight, then its weights.
-__global__ void __launch_bounds__(256) PackOutput(const void* __restrict__ source, DataType type, int rows, int cols,
-                                                  bool transposed, Element element, void* __restrict__ to, int64_t pitch,
-                                                  float* __restrict__ column_scale) {
+__global__ void __launch_bounds__(256)
+    PackOutput(const void* __restrict__ source, DataType type, int rows, int cols, bool transposed, Element element,
+               void* __restrict__ to, int64_t pitch, float* __restrict__ column_scale) {
   const int64_t n = blockIdx.x;
   const auto read = [&](int k) {
     return ReadSource(source, type, transposed ? n * rows + k : static_cast<int64_t>(k) * cols + n);
@@ -95,8 +96,8 @@ cudaError_t FillNoise(Element element, void* to, int64_t count, cudaStream_t str
   return cudaGetLastError();
 }
 
-cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element, void* to,
-                       int64_t pitch, float* column_scale, cudaStream_t stream) {
+cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element,
+                       void* to, int64_t pitch, float* column_scale, cudaStream_t stream) {
   PackOutput<<<cols, 256, 0, stream>>>(source, type, rows, cols, transposed, element, to, pitch, column_scale);
   return cudaGetLastError();
 }

@@ -76,7 +76,8 @@ float TimePlan(const Machine& machine, const Plan& plan, Gemm gemm, const std::v
       cudaEventRecord(begin, stream);
       cudaGraphLaunch(run, stream);
       cudaEventRecord(end, stream);
-      good = good && cudaStreamSynchronize(stream) == cudaSuccess && cudaEventElapsedTime(&time, begin, end) == cudaSuccess;
+      good = good && cudaStreamSynchronize(stream) == cudaSuccess &&
+             cudaEventElapsedTime(&time, begin, end) == cudaSuccess;
     }
     std::sort(times, times + 5);
     if (good) median = times[2] / weights.size();

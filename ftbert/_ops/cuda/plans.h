@@ -1,5 +1,5 @@
-// Which kernel runs which product on this card: rules at first sight, measured choices once Tune has run, kept in the user's
-// cache folder for this card, driver and build.
+// Which kernel runs which product on this card: rules at first sight, measured choices once Tune has run, kept in the
+// user's cache folder for this card, driver and build.
 #ifndef FTBERT_CUDA_PLANS_H_
 #define FTBERT_CUDA_PLANS_H_
 

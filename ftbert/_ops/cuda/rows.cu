@@ -42,9 +42,9 @@ constexpr int kLabels = 4;  // of a warp
 
 // A warp takes one row and kLabels labels. Padding columns of x and w are zeros, so whole pitches are read.
 template <typename T>
-__global__ void __launch_bounds__(128) ClassifyWarps(const T* __restrict__ x, int64_t pitch, int rows,
-                                                     const T* __restrict__ w, const float* __restrict__ bias, int labels,
-                                                     float* __restrict__ out) {
+__global__ void __launch_bounds__(128)
+    ClassifyWarps(const T* __restrict__ x, int64_t pitch, int rows, const T* __restrict__ w,
+                  const float* __restrict__ bias, int labels, float* __restrict__ out) {
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32, label0 = blockIdx.y * kLabels;
@@ -96,7 +96,8 @@ cudaError_t RunGather(const Machine& machine, Element element, const int2* range
     return Launch(shape, kernel, ranges, pitch, static_cast<const T*>(states), static_cast<T*>(first), quantized);
   };
   if (element == Element::kFloat) return launch(GatherFirstTokens<float>, float());
-  return element == Element::kHalf ? launch(GatherFirstTokens<Half>, Half()) : launch(GatherFirstTokens<BFloat>, BFloat());
+  return element == Element::kHalf ? launch(GatherFirstTokens<Half>, Half())
+                                   : launch(GatherFirstTokens<BFloat>, BFloat());
 }
 
 cudaError_t RunClassify(const Machine& machine, Element element, const void* x, int64_t pitch, int rows, const void* w,

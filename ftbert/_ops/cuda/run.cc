@@ -131,7 +131,8 @@ Status CudaBackend::MakeRoom(CudaWorkspace* w, int tokens, int rows) {
   if (error != cudaSuccess) {
     cudaGetLastError();
     w->arena.Free();
-    return FromCuda(error, "making room for " + std::to_string(tokens) + " tokens (" + std::to_string(bytes >> 20) + " MiB)");
+    return FromCuda(error,
+                    "making room for " + std::to_string(tokens) + " tokens (" + std::to_string(bytes >> 20) + " MiB)");
   }
   std::lock_guard<std::mutex> lock(mutex_);
   workspace_bytes_ += bytes;
@@ -180,8 +181,9 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   } else {
     const size_t bytes = sizeof(Token) * tokens + sizeof(int2) * rows;
     w->row_source = reinterpret_cast<const int2*>(w->tokens + tokens);
-    status = FromCuda(cudaMemcpyAsync(const_cast<Token*>(w->tokens), w->pinned, bytes, cudaMemcpyHostToDevice, w->stream),
-                      "copying the inputs");
+    status =
+        FromCuda(cudaMemcpyAsync(const_cast<Token*>(w->tokens), w->pinned, bytes, cudaMemcpyHostToDevice, w->stream),
+                 "copying the inputs");
   }
   const size_t logits = sizeof(float) * rows * config_.num_labels;
   w->logits_pinned = logits <= kPinnedLogits;
@@ -293,7 +295,8 @@ Status CudaBackend::Tune(const std::vector<int32_t>& token_counts) {
   if (!status.ok()) return status;
   for (size_t i = 0; i < token_counts.size() && status.ok(); ++i) {
     if (token_counts[i] < 1) {
-      status = Status(Code::kInvalidArgument, "Expected token counts of at least 1, got " + std::to_string(token_counts[i]));
+      status =
+          Status(Code::kInvalidArgument, "Expected token counts of at least 1, got " + std::to_string(token_counts[i]));
       break;
     }
     const int m = token_counts[i] <= kGraphTokens ? TokenBucket(token_counts[i]) : token_counts[i];
@@ -303,7 +306,8 @@ Status CudaBackend::Tune(const std::vector<int32_t>& token_counts) {
     if (error == cudaSuccess) error = scratch.Allocate(kLtScratchBytes);
     if (error == cudaSuccess) error = ones.Allocate(sizeof(float) * m);
     // Zeros would run faster than data: noise of the size that activations have.
-    if (error == cudaSuccess) error = FillNoise(element_, x.data(), static_cast<int64_t>(m) * std::max(pitch_, wide_), nullptr);
+    if (error == cudaSuccess)
+      error = FillNoise(element_, x.data(), static_cast<int64_t>(m) * std::max(pitch_, wide_), nullptr);
     if (error == cudaSuccess) error = cudaDeviceSynchronize();
     status = FromCuda(error, "making room to tune " + std::to_string(m) + " tokens");
     std::vector<std::pair<int, int>> done;

@@ -134,7 +134,8 @@ class ReferenceBackend final : public Backend {
       if (p >= parts.begin && p < parts.end) {
         for (int32_t r = 0; r < Rows(w, span); ++r) {
           const int64_t column = out == Slot::kQkv ? offset : 0;
-          Product(&w[in][static_cast<int64_t>(r) * linear.parts[p].rows], linear.parts[p], &w[out][r * stride + column]);
+          Product(&w[in][static_cast<int64_t>(r) * linear.parts[p].rows], linear.parts[p],
+                  &w[out][r * stride + column]);
         }
       }
       offset += linear.parts[p].cols;

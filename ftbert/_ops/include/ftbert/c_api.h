@@ -1,7 +1,7 @@
 // The C ABI of libftbert: what ctypes and the TensorFlow adapters call. Same meaning and shapes as engine.h.
 //
-// Every function that can fail returns a ftbert::Code as int and, when it is not 0, writes a NUL-terminated message into
-// `error` (at most error_size bytes, error_size > 0).
+// Every function that can fail returns a ftbert::Code as int and, when it is not 0, writes a NUL-terminated message
+// into `error` (at most error_size bytes, error_size > 0).
 #ifndef FTBERT_C_API_H_
 #define FTBERT_C_API_H_
 
@@ -40,8 +40,8 @@ typedef struct ftbert_builder ftbert_builder;
 FTBERT_API int32_t ftbert_abi_version(void);
 
 // precision: 0 fp32, 1 bf16, 2 fp16, 3 int8, 4 fp8. threads: 0 = what the process may use.
-FTBERT_API int ftbert_builder_create(const ftbert_config* config, const char* device, int32_t precision, int32_t threads,
-                                     ftbert_builder** builder, char* error, size_t error_size);
+FTBERT_API int ftbert_builder_create(const ftbert_config* config, const char* device, int32_t precision,
+                                     int32_t threads, ftbert_builder** builder, char* error, size_t error_size);
 // type: 0 fp32, 1 fp16, 2 bf16. The array is copied or packed before the call returns.
 FTBERT_API int ftbert_builder_add(ftbert_builder* builder, const char* name, int32_t type, int32_t rank,
                                   const int64_t* shape, const void* data, int32_t transposed, char* error,
@@ -56,8 +56,9 @@ FTBERT_API int ftbert_engine_release(int64_t engine, char* error, size_t error_s
 // The sizes that the engine was built with: what a caller needs to make room for the outputs.
 FTBERT_API int ftbert_engine_config(int64_t engine, ftbert_config* config, char* error, size_t error_size);
 
-FTBERT_API int ftbert_run(int64_t engine, const int32_t* token_ids, const int32_t* segment_ids, const int32_t* row_splits,
-                          int32_t num_rows, const ftbert_outputs* outputs, char* error, size_t error_size);
+FTBERT_API int ftbert_run(int64_t engine, const int32_t* token_ids, const int32_t* segment_ids,
+                          const int32_t* row_splits, int32_t num_rows, const ftbert_outputs* outputs, char* error,
+                          size_t error_size);
 FTBERT_API int ftbert_tune(int64_t engine, const int32_t* token_counts, int32_t count, char* error, size_t error_size);
 
 // Both write at most `size` bytes of NUL-terminated JSON and return the length it wants (as snprintf), or -1 when the

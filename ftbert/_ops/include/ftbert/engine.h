@@ -4,8 +4,8 @@
 // Nothing here throws across the border, prints, or exits: every failure is a Status with a message that says what was
 // expected, what came, and what to do.
 //
-// Shapes, one legend: B rows, T tokens in all rows together, S longest row, H hidden size, N heads, D = H / N head size,
-// F feed-forward (intermediate) size, L layers, V vocabulary, C labels.
+// Shapes, one legend: B rows, T tokens in all rows together, S longest row, H hidden size, N heads, D = H / N head
+// size, F feed-forward (intermediate) size, L layers, V vocabulary, C labels.
 #ifndef FTBERT_ENGINE_H_
 #define FTBERT_ENGINE_H_
 
