@@ -353,6 +353,18 @@ def test_inspect_says_what_is_there(tmp_path, shared_data):
     assert len(real.tensors) == 139 and 0.6 < real.optimizer_nbytes / real.nbytes < 0.7
 
 
+def test_inspect_shows_types_that_no_tool_writes(tmp_path):
+    content = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}}).encode("utf-8")
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + b"1234")
+    assert "F8_E4M3" in str(inspect(str(tmp_path / "a.safetensors")))
+    for target in ("b.safetensors", "b.ckpt"):
+        with pytest.raises(CheckpointError, match="F8_E4M3"):
+            strip_optimizer(str(tmp_path / "a.safetensors"), str(tmp_path / target))
+    write(tmp_path / "t.ckpt", trained()[0])
+    hold_text(tmp_path, "t.ckpt")
+    assert "string" in str(inspect(str(tmp_path / "t.ckpt")))
+
+
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
@@ -400,11 +412,11 @@ def partition(folder):
     (folder / "a.ckpt.index").write_bytes(write_table(sorted(entries.items())))
 
 
-def hold_text(folder):
-    entries = dict(read_table(str(folder / "a.ckpt.index")))
+def hold_text(folder, name="a.ckpt"):
+    entries = dict(read_table(str(folder / (name + ".index"))))
     kept = entries[b"output_bias"]
     entries[b"output_bias"] = b"\x08\x07" + kept[2:]
-    (folder / "a.ckpt.index").write_bytes(write_table(sorted(entries.items())))
+    (folder / (name + ".index")).write_bytes(write_table(sorted(entries.items())))
 
 
 DAMAGES = [

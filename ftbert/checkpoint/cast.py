@@ -68,7 +68,7 @@ class CastReport(NamedTuple):
             "%d values overflowed to infinity, %d vanished to zero, of %d; largest relative error of the others %.3g"
             % (self.overflows, self.underflows, sum(tensor.size for tensor in self.tensors), self.largest_error),
         ]
-        for tensor in worst(list(self.tensors), 5):
+        for tensor in worst(list(self.tensors), 5) if self.dtype != "float32" else ():
             lines.append(
                 "  %s: %d overflowed, %d vanished, largest relative error %.3g"
                 % (tensor.name, tensor.overflows, tensor.underflows, tensor.largest_error)

@@ -25,6 +25,15 @@ _TYPES = {
 }
 
 
+def _width(dtype: str) -> int:
+    if dtype == "bfloat16":
+        return 2
+    try:
+        return 0 if dtype == "string" else np.dtype(dtype).itemsize
+    except TypeError:
+        return 0
+
+
 class TensorSpec(NamedTuple):
     """What a tensor will be: its name, its type ("float32", "bfloat16" ...) and its shape."""
 
@@ -34,9 +43,8 @@ class TensorSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The size of its values."""
-        width = 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
-        return int(np.prod(self.shape, dtype=np.int64)) * width
+        """The size of its values; 0 for text and types that numpy does not know."""
+        return int(np.prod(self.shape, dtype=np.int64)) * _width(self.dtype)
 
 
 class SafetensorsWriter:
@@ -54,9 +62,7 @@ class SafetensorsWriter:
             if spec.dtype not in _TYPES:
                 raise CheckpointError("%s: safetensors has no type for %s values." % (spec.name, spec.dtype))
         # Wide types first, as the format's own library orders them: each tensor then starts at a multiple of its width.
-        ordered = sorted(
-            specs, key=lambda spec: (-(2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize), spec.name)
-        )
+        ordered = sorted(specs, key=lambda spec: (-_width(spec.dtype), spec.name))
         header: Dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
         self._offsets: Dict[str, int] = {}
         self._specs: Dict[str, TensorSpec] = {}

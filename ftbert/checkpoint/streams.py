@@ -124,6 +124,7 @@ def new_folder(dst: str) -> Iterator[str]:
         )
     temporary = "%s.writing-%d" % (dst, os.getpid())
     made = _make_parents(dst)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of this number that was killed
     try:
         os.mkdir(temporary)
         yield temporary

@@ -102,9 +102,7 @@ def inspect(src: str) -> Inspection:
     tensors = []
     for name in names:
         shape, dtype = reader.shape(name), reader.dtype(name)
-        # The size of text is not in its shape, and nobody's weights are text.
-        nbytes = 0 if dtype == "string" or dtype.startswith("type ") else TensorSpec(name, dtype, shape).nbytes
-        tensors.append(TensorInfo(name, shape, dtype, nbytes, name in training))
+        tensors.append(TensorInfo(name, shape, dtype, TensorSpec(name, dtype, shape).nbytes, name in training))
     return Inspection(reader.path, reader.format, tuple(tensors))
 
 
