@@ -146,7 +146,7 @@ def tf1_cmake_arguments(packages):
         raise SystemExit(
             "TensorFlow 1.x is installed but does not import, so its op cannot be built. Repair it (often: "
             "pip install 'protobuf<3.21') or uninstall it.\n" + error.stderr[-2000:]
-        )
+        ) from error
     version, compile_flags, link_flags = json.loads(output.rsplit("ftbert:", 1)[1])
     include = [flag[2:] for flag in compile_flags if flag.startswith("-I")]
     other = [flag for flag in compile_flags if not flag.startswith("-I")]
@@ -233,7 +233,7 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run(arguments, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit("ftbert: the native build failed, its message stands above (%s)." % error)
+            raise SystemExit("ftbert: the native build failed, its message stands above (%s)." % error) from error
 
     @staticmethod
     def check_load(folder):
@@ -250,7 +250,7 @@ class CMakeBuild(build_ext):
         try:
             print(target_python(LOAD_CHECK, str(folder / "libftbert.so"), abi, adapter), end="")
         except subprocess.CalledProcessError as error:
-            raise SystemExit("ftbert: what was built does not load:\n" + error.stderr[-3000:])
+            raise SystemExit("ftbert: what was built does not load:\n" + error.stderr[-3000:]) from error
 
     # What setuptools asks for when it installs, lists or makes an editable wheel.
     def get_outputs(self):

@@ -93,7 +93,7 @@ def make_model(folder: str, config: Optional[Dict[str, Any]] = None, num_labels:
 
 
 def write_vocabulary(path: str, size: int) -> None:
-    """A vocabulary of `size` pieces: the special ones, printable ASCII, common Chinese characters, then made-up words."""
+    """A vocabulary of `size` pieces: special ones, printable ASCII, common Chinese characters, then made-up words."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces += [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     pieces += ["##" + chr(code) for code in range(97, 123)] + ["##" + chr(code) for code in range(48, 58)]

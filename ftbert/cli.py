@@ -1,4 +1,4 @@
-"""The `ftbert` command: thin calls into the public functions. Everything heavy is imported by the command that needs it."""
+"""The `ftbert` command: thin calls into the public functions. Commands import what they need, when they run."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""How fast a loaded model answers here: latency of one text, throughput of many. Numbers for one machine at one moment."""
+"""How fast a loaded model answers here: latency of one text, throughput of many. Numbers of one machine and moment."""
 
 import statistics
 import time

@@ -230,7 +230,7 @@ class _PaddedRows:
 
 
 class _PackedRows:
-    """Rows laid end to end in (T,); row b is row_splits[b] : row_splits[b + 1]. Padding exists inside attention only."""
+    """Rows end to end in (T,); row b is row_splits[b] : row_splits[b + 1]. Padding exists inside attention only."""
 
     def __init__(self, row_splits: Any) -> None:
         splits = tf.cast(row_splits, tf.int32)

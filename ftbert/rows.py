@@ -1,4 +1,4 @@
-"""Text files of rows: TSV, CSV, JSON lines or plain lines, read with line numbers; results written whole or not at all."""
+"""Text files of rows: TSV, CSV, JSON lines or plain lines, read with line numbers; results written whole or not."""
 
 import contextlib
 import csv
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ftbert.errors import InputError
 
@@ -152,7 +152,8 @@ def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]
                 yield line, Row(line, text, rest)
         except UnicodeDecodeError as error:
             raise InputError(
-                "%s, after line %d: expected UTF-8, found the byte 0x%02x. Convert it first (`iconv -f GB18030 -t UTF-8`)."
+                "%s, after line %d: expected UTF-8, found the byte 0x%02x. Convert it first "
+                "(`iconv -f GB18030 -t UTF-8`)."
                 % (path, line, error.object[error.start])
             ) from error
 
@@ -160,7 +161,7 @@ def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]
 def scan_rows(
     path: str, format: Optional[str] = None, text_column: str = "text", pair_column: Optional[str] = None
 ) -> Iterator[Tuple[int, Union[Row, str]]]:
-    """Every row with its line number; for a row that cannot be read, a string that says why. Arguments as `read_rows`."""
+    """Every row with its line number; for one that cannot be read, a string that says why. Arguments as `read_rows`."""
     for line, row in _parsed(str(path), detect_format(path, format), text_column, pair_column):
         yield line, str(row) if isinstance(row, _Bad) else row
 

@@ -64,8 +64,8 @@ def library_path(name: str = "ftbert") -> str:
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib", "lib%s.so" % name)
     if not os.path.exists(path):
         raise UnavailableError(
-            "Expected the native library %s, which does not exist. Install the package (`pip install .`), or build it in "
-            "place (`python setup.py build_ext --inplace`)." % path
+            "Expected the native library %s, which does not exist. Install the package (`pip install .`), or build it "
+            "in place (`python setup.py build_ext --inplace`)." % path
         )
     return path
 

@@ -105,8 +105,8 @@ def _check_label(value: Any, columns: Columns, name: str) -> Label:
 def _from_file(path: str, columns: Columns) -> Iterator[Tuple[int, Any]]:
     if detect_format(path, columns.format) == "lines":
         raise InputError(
-            "%s: expected TSV, CSV or JSON lines, since a row for training has a text and a label. Rename the file, or say "
-            "format='tsv'." % path
+            "%s: expected TSV, CSV or JSON lines, since a row for training has a text and a label. Rename the file, or "
+            "say format='tsv'." % path
         )
     for line, row in scan_rows(path, columns.format, columns.text, columns.pair):
         if isinstance(row, str):

@@ -135,8 +135,8 @@ def _remark_on_length(train: Dataset, over: np.ndarray, max_length: int, truncat
         return
     if truncation == "error":
         raise InputError(
-            "%s: %d rows are longer than max_length %d (%s); nothing was trained. Raise max_length, or choose truncation="
-            "'head', 'tail' or 'head+tail'." % (train.source, len(over), max_length, _places(train, list(over)))
+            "%s: %d rows are longer than max_length %d (%s); nothing was trained. Raise max_length, or choose "
+            "truncation='head', 'tail' or 'head+tail'." % (train.source, len(over), max_length, _places(train, list(over)))
         )
     if len(over) > _MANY_TRUNCATED * len(train.texts):
         remarks.append(
@@ -149,7 +149,8 @@ def _remark_on_words(train: Dataset, encoded: Encoded, remarks: List[str]) -> No
     if encoded.unknown_rate > _UNKNOWN_RATE:
         worst = list(np.argsort(-encoded.unknown, kind="stable")[:_SHOWN])
         remarks.append(
-            "%.1f%% of the word pieces are [UNK] (most in %s): the vocabulary does not fit this language, or lower_case is wrong."
+            "%.1f%% of the word pieces are [UNK] (most in %s): the vocabulary does not fit this language, or "
+            "lower_case is wrong."
             % (100 * encoded.unknown_rate, _places(train, worst))
         )
     empty = list(np.flatnonzero(encoded.pieces == 0))
@@ -169,7 +170,8 @@ def _remark_on_labels(train: Dataset, labels: Sequence[str], counts: Dict[str, i
     present = [count for count in counts.values() if count]
     if max(present) > _IMBALANCE * min(present):
         remarks.append(
-            "The most frequent label has %.0f times the rows of the rarest: consider class_weights='balanced' and watch macro-F1."
+            "The most frequent label has %.0f times the rows of the rarest: consider "
+            "class_weights='balanced' and watch macro-F1."
             % (float(max(present)) / min(present))
         )
     if _is_sorted(train):
@@ -188,7 +190,8 @@ def _compare(train: Dataset, dev: Dataset, counts: Dict[str, int], facts: Dict[s
             if set([label] if isinstance(label, str) else label) & set(only_dev)
         ]
         raise InputError(
-            "%s: the labels %s are in no train row (rows %s); nothing was trained. A model cannot learn what it never sees."
+            "%s: the labels %s are in no train row (rows %s); nothing was trained. A model cannot learn what "
+            "it never sees."
             % (dev.source, ", ".join(map(repr, only_dev[:_SHOWN])), _places(dev, rows))
         )
     known = set(train.texts)

@@ -75,18 +75,18 @@ def find_machine(
     gpus = visible_gpus() if device != "cpu" else []
     if device == "gpu" and not gpus:
         raise UnavailableError(
-            "device='gpu': TensorFlow %s sees no GPU. Install a TensorFlow built with CUDA (pip install tensorflow[and-cuda]) "
-            "and check nvidia-smi, or train with device='cpu'." % tf.__version__
+            "device='gpu': TensorFlow %s sees no GPU. Install a TensorFlow built with CUDA (pip install "
+            "tensorflow[and-cuda]) and check nvidia-smi, or train with device='cpu'." % tf.__version__
         )
     if mixed_precision == "float16" and not gpus:
         raise UnavailableError(
-            "mixed_precision='float16' needs a GPU, and TensorFlow %s uses none here. Leave it out, or use 'bfloat16', which "
-            "runs on CPUs too (faster only where they have bfloat16 instructions)." % tf.__version__
+            "mixed_precision='float16' needs a GPU, and TensorFlow %s uses none here. Leave it out, or use 'bfloat16', "
+            "which runs on CPUs too (faster only where they have bfloat16 instructions)." % tf.__version__
         )
     if xla and not gpus:
         raise UnavailableError(
-            "xla=True compiles for GPUs, and TensorFlow %s uses none here. Leave it out: on a CPU each batch length would be "
-            "compiled anew for no gain." % tf.__version__
+            "xla=True compiles for GPUs, and TensorFlow %s uses none here. Leave it out: on a CPU each batch length would "
+            "be compiled anew for no gain." % tf.__version__
         )
     return Machine("/gpu:0" if gpus else "/cpu:0", threads, mixed_precision, xla)
 

@@ -91,10 +91,13 @@ def _confusion_chart(confusion: np.ndarray, labels: Sequence[str]) -> str:
             colour = "#2563eb" if row == column else "#dc2626"
             x, y = left + cell * column, top + cell * row
             parts.append(
-                '<rect x="%d" y="%d" width="%d" height="%d" fill="%s" fill-opacity="%.2f"><title>%s, predicted %s: %d</title>'
-                "</rect>" % (x, y, cell - 1, cell - 1, colour, 0.12 + 0.88 * number / total, _text(labels[row]),
-                             _text(labels[column]), number)
-            )  # fmt: skip
+                '<rect x="%d" y="%d" width="%d" height="%d" fill="%s" fill-opacity="%.2f">'
+                "<title>%s, predicted %s: %d</title></rect>"
+                % (
+                    *(x, y, cell - 1, cell - 1, colour, 0.12 + 0.88 * number / total),
+                    *(_text(labels[row]), _text(labels[column]), number),
+                )
+            )
             if cell > 12:
                 parts.append('<text x="%d" y="%d" font-size="10">%d</text>' % (x + 4, y + 16, number))
     return "".join(parts) + "</svg>"

@@ -69,8 +69,8 @@ class RunFolder:
             found = json.load(file)
         if found.get("format") != _FORMAT or found.get("fingerprint") != fingerprint:
             raise ConfigError(
-                "%s: a run with other data or settings (%d epochs done) is there. Pass resume=False to begin anew, or choose "
-                "another output." % (self.path, found.get("epoch", 0))
+                "%s: a run with other data or settings (%d epochs done) is there. Pass resume=False to begin anew, or "
+                "choose another output." % (self.path, found.get("epoch", 0))
             )
         return found
 

@@ -56,4 +56,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
 endif()
 
 set_source_files_properties(cpu/kernels_portable.cc PROPERTIES COMPILE_OPTIONS "${FTBERT_KERNEL_FLAGS}")
-set_property(SOURCE cpu/isa.cc cpu/linear_fp32.cc cpu/linear_bf16.cc cpu/linear_int8.cc APPEND PROPERTY COMPILE_DEFINITIONS ${FTBERT_CPU_DEFINITIONS})
+set_property(SOURCE cpu/isa.cc cpu/linear_fp32.cc cpu/linear_bf16.cc cpu/linear_int8.cc
+             APPEND PROPERTY COMPILE_DEFINITIONS ${FTBERT_CPU_DEFINITIONS})
