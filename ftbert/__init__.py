@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
     from ftbert.batching import PackedBatch
+    from ftbert.calibrate import calibrate
     from ftbert.config import BertConfig
     from ftbert.errors import (
         CheckpointError,
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         UnavailableError,
     )
-    from ftbert.prediction import Prediction
-    from ftbert.predictor import FastBertClassifier
-    from ftbert.calibrate import calibrate
     from ftbert.estimator import PersistentEstimator
     from ftbert.finetune import finetune
+    from ftbert.prediction import Prediction
+    from ftbert.predictor import FastBertClassifier
     from ftbert.tokenization import Tokenizer
 
 __all__ = [

@@ -2,11 +2,11 @@
 
 import importlib.util
 import os
-from typing import Any, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from ftbert.errors import UnavailableError
 from ftbert.measure import Latency, time_calls
-from ftbert.predictor import FastBertClassifier, Prediction
+from ftbert.predictor import FastBertClassifier
 
 __all__ = ["SENTENCES", "demo_model_path", "run"]
 

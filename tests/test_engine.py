@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+from numpy_bert import as_weights, random_weights, run_batch
 
 from ftbert._ops import Engine, Weight, describe_machine
 from ftbert.batching import PackedBatch, pack
 from ftbert.config import BertConfig
 from ftbert.errors import ClosedError, ConfigError, InputError, UnavailableError
-from numpy_bert import as_weights, random_weights, run_batch
 
 ALL = ("logits", "pooled", "first_states", "token_states")
 

@@ -1,6 +1,6 @@
 """`ftbert info`, `doctor`, `tune`, `calibrate`, `download`, `export` and the `checkpoint` group."""
 
-from typing import Any, List, Optional
+from typing import List, Optional
 
 import typer
 

@@ -3,14 +3,11 @@
 import collections
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional
 
 import typer
 
 from ftbert.errors import InputError
-
-if TYPE_CHECKING:
-    from ftbert.rows import Row
 
 __all__ = ["register"]
 
