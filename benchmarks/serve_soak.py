@@ -1,0 +1,75 @@
+"""A long time of random texts at load: does the server's memory grow, does a request fail?
+
+    python benchmarks/serve_soak.py --minutes 10 --model small --precision int8
+
+Writes results/serve_soak.json. wrk sends, 64 connections without a pause; memory is read from /proc every two seconds. Drift
+compares the median of the last quarter with that of the second (the first, in which buffers grow, is warm-up).
+"""
+
+import argparse
+import os
+import tempfile
+import threading
+import time
+
+import common
+import numpy as np
+from serve_load import MODELS, Server, random_texts, write_bodies, wrk
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--model", choices=sorted(MODELS), default="small")
+    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "ftbert-serve-models"))
+    given = parser.parse_args()
+    folder = common.make_model(os.path.join(given.cache, given.model), MODELS[given.model], num_labels=20)
+    options = {"device": given.device, "precision": given.precision, "max_length": 128, "timeout_s": 60}
+    if given.threads:
+        options["threads"] = given.threads
+    bodies = os.path.join(given.cache, "bodies-soak.txt")
+    write_bodies(bodies, random_texts(50000, 128, seed=7), 1)
+    samples, stop = [], threading.Event()
+    seconds = int(given.minutes * 60)
+    with Server("ftbert", folder, options) as server:
+
+        def watch():
+            while not stop.wait(2):
+                samples.append(server.resident_mb())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        result = wrk(server.url, bodies, given.connections, seconds)
+        stop.set()
+        watcher.join()
+    quarter = len(samples) // 4
+    second, last = np.median(samples[quarter : 2 * quarter]), np.median(samples[-quarter:])
+    failed = result["status_errors"] + result["socket_errors"] + result["timeouts"]
+    value = {
+        "what": "resident memory and failures of the server under random texts at full load",
+        "date": time.strftime("%Y-%m-%d"),
+        "revision": common.revision(),
+        "machine": common.machine(),
+        "settings": {key: item for key, item in vars(given).items() if key != "cache"},
+        "minutes": round(result["seconds"] / 60, 2),
+        "load": result,
+        "resident_mb": {
+            "second_quarter": round(float(second), 1),
+            "last_quarter": round(float(last), 1),
+            "most": round(max(samples), 1),
+            "every_20_s": [round(sample, 1) for sample in samples[::10]],
+        },
+        "drift_percent": round(100 * float(last / second - 1), 2),
+        "failed_requests": failed,
+        "exit_status": server.status,
+    }
+    print({key: value[key] for key in ("minutes", "resident_mb", "drift_percent", "failed_requests", "exit_status")})
+    print(common.write_result("serve_soak", value))
+
+
+if __name__ == "__main__":
+    main()
