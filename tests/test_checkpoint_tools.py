@@ -26,6 +26,7 @@ from ftbert.checkpoint.optimizer_names import optimizer_tensors
 from ftbert.checkpoint.rounding import measure_rounding, round_to_bfloat16
 from ftbert.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec
 from ftbert.checkpoint.sorted_table import read_table, write_table
+from ftbert.checkpoint.streams import transposed
 from ftbert.errors import CheckpointError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -565,3 +566,11 @@ def test_memory_is_that_of_one_tensor(tmp_path, tool):
         env=dict(os.environ, PYTHONPATH=ROOT),
     )
     assert 0.5 * each.nbytes < int(output) <= 2.5 * each.nbytes + 200e6
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 7), (31, 33), (32, 1), (33, 2), (100, 97), (768, 130)])
+def test_transposes_of_every_size(shape):
+    array = np.random.RandomState(0).randn(*shape).astype(np.float16)
+    turned = transposed(array)
+    assert turned.flags["C_CONTIGUOUS"] and turned.dtype == np.float16
+    np.testing.assert_array_equal(turned, array.T)
