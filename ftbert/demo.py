@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from ftbert.errors import UnavailableError
 from ftbert.measure import Latency, time_calls
@@ -67,7 +67,7 @@ def run(texts: Optional[List[str]] = None, seconds: float = 1.0) -> None:
             table.add_row(text, prediction.label, "%.3f" % prediction.score)
         console.print(table)
         many = texts * max(1, 240 // len(texts))
-        timings = [("ftbert, " + classifier.engine, _time(classifier, many, seconds))]  # type: List[Any]
+        timings: List[Any] = [("ftbert, " + classifier.engine, _time(classifier, many, seconds))]
     if has_tensorflow:
         with FastBertClassifier.load(path, runtime="tensorflow") as plain:
             timings.append(("plain TensorFlow, same model", _time(plain, many, seconds)))

@@ -57,7 +57,7 @@ def fixed_batch(rows: int, length: int, vocab_size: int, seed: int = 0) -> Packe
 def lognormal_batch(rows: int, vocab_size: int, longest: int = 128, seed: int = 0) -> PackedBatch:
     """Rows as long as short real texts are: lognormal, median 40, sigma 0.6, clipped to 8 .. `longest` tokens."""
     lengths = np.random.RandomState(seed).lognormal(np.log(40.0), 0.6, rows)
-    return _batch(np.clip(np.rint(lengths), 8, longest).astype(np.int64), vocab_size, seed + 1)
+    return _batch(np.clip(np.rint(lengths), 8, longest).astype(np.int64).tolist(), vocab_size, seed + 1)
 
 
 def measure_model(

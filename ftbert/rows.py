@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from typing import IO, Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ftbert.errors import InputError
 
@@ -73,10 +73,10 @@ def _header(names: Sequence[str], path: str, wanted: Sequence[str]) -> None:
 
 def _table(file: IO[str], path: str, format: str, wanted: Sequence[str]) -> Iterator[Tuple[int, Any]]:
     # A TSV has no quoting: google-research/bert and most tools write the text as it is.
-    quoting = csv.QUOTE_NONE if format == "tsv" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if format == "tsv" else csv.QUOTE_MINIMAL
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(file, delimiter="\t" if format == "tsv" else ",", quoting=quoting, strict=True)
-    names = None  # type: Optional[List[str]]
+    names: Optional[List[str]] = None
     while True:
         try:
             fields = next(reader)
@@ -142,9 +142,9 @@ def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]
                     yield line, record
                     continue
                 try:
-                    text = _column(record, text_column)  # type: Text
+                    text: Text = _column(record, text_column)
                     if pair_column:
-                        text = (text, _column(record, pair_column))
+                        text = (_column(record, text_column), _column(record, pair_column))
                 except _Bad as bad:
                     yield line, bad
                     continue
@@ -203,7 +203,7 @@ def check_rows(
         InputError: naming the bad rows (the first 20 of them) with their line numbers.
     """
     count = 0
-    bad = []  # type: List[str]
+    bad: List[str] = []
     for line, row in _parsed(str(path), detect_format(path, format), text_column, pair_column):
         count += 1
         if isinstance(row, _Bad):

@@ -69,7 +69,7 @@ def tune(
     with FastBertClassifier.load(
         model, device=device, precision=precision, threads=threads, runtime="direct"
     ) as classifier:
-        classifier.tune(list(tokens) if tokens else None)  # type: Any
+        classifier.tune(list(tokens) if tokens else None)
         Console().print("Tuned %s." % classifier.engine)
 
 
@@ -91,7 +91,7 @@ def calibrate(
     """Measure each precision's agreement, accuracy and speed on your own texts, and record what passed."""
     from rich.console import Console
 
-    from ftbert import calibrate as module
+    from ftbert.calibrate import calibrate as calibrate_model
     from ftbert.errors import InputError
     from ftbert.rows import check_rows, read_rows
 
@@ -103,7 +103,7 @@ def calibrate(
         if without:
             raise InputError("%s: no %r in line %s." % (file, label_column, ", ".join(without[:20])))
         labels = [str(row.record[label_column]) for row in rows]
-    report = module.calibrate(
+    report = calibrate_model(
         model,
         [row.text for row in rows],
         labels=labels,

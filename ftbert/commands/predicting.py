@@ -3,11 +3,14 @@
 import collections
 import os
 import sys
-from typing import Any, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Optional
 
 import typer
 
 from ftbert.errors import InputError
+
+if TYPE_CHECKING:
+    from ftbert.rows import Row
 
 __all__ = ["register"]
 
@@ -69,7 +72,7 @@ def predict(
         labels = list(classifier.labels)
         columns = (["text", "text_pair"] if pairs else ["text"]) + ["label", "score", "truncated"]
         score_columns = ["score:" + label for label in labels] if scores else []
-        ahead = collections.deque()  # type: Deque[Row]
+        ahead: "Deque[Row]" = collections.deque()
 
         def texts() -> Iterator[Any]:
             for row in read_rows(file, format, text_column, pair_column):
@@ -81,11 +84,11 @@ def predict(
             with _bar(total, progress) as bar:
                 for prediction in predictions:
                     row = ahead.popleft()
-                    values = {
+                    values: Dict[str, Any] = {
                         "label": prediction.label,
                         "score": _rounded(prediction.score),
                         "truncated": prediction.truncated if output_format == "jsonl" else int(prediction.truncated),
-                    }  # type: Dict[str, Any]
+                    }
                     values["text"] = row.text[0] if pairs else row.text
                     if pairs:
                         values["text_pair"] = row.text[1]

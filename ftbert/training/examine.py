@@ -153,7 +153,7 @@ def _remark_on_words(train: Dataset, encoded: Encoded, remarks: List[str]) -> No
             "lower_case is wrong."
             % (100 * encoded.unknown_rate, _places(train, worst))
         )
-    empty = list(np.flatnonzero(encoded.pieces == 0))
+    empty = np.flatnonzero(encoded.pieces == 0).tolist()
     if empty:
         remarks.append("%d rows have no word piece left after cleaning (%s)." % (len(empty), _places(train, empty)))
 

@@ -122,8 +122,7 @@ def most_confident_mistakes(
     mistakes = []
     for row in np.argsort(-sure, kind="stable")[:most]:
         if sure[row] >= 0:
-            guess = ", ".join(labels[i] for i in np.flatnonzero(chances[row] > 0.5))
-            mistakes.append(
-                Mistake(int(row), guess, ", ".join(labels[i] for i in np.flatnonzero(actual[row])), float(sure[row]))
-            )
+            guess = ", ".join(labels[int(i)] for i in np.flatnonzero(chances[row] > 0.5))
+            expected = ", ".join(labels[int(i)] for i in np.flatnonzero(actual[row]))
+            mistakes.append(Mistake(int(row), guess, expected, float(sure[row])))
     return mistakes

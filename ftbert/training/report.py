@@ -95,7 +95,7 @@ def _confusion_chart(confusion: np.ndarray, labels: Sequence[str]) -> str:
                 "<title>%s, predicted %s: %d</title></rect>"
                 % (
                     *(x, y, cell - 1, cell - 1, colour, 0.12 + 0.88 * number / total),
-                    *(_text(labels[row]), _text(labels[column]), number),
+                    *(_text(labels[row]), _text(labels[int(column)]), number),
                 )
             )
             if cell > 12:
