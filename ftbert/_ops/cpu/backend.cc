@@ -69,24 +69,28 @@ Status PackTable(const SourceTable& source, int32_t columns, DataType type, Buff
   const size_t stride = (static_cast<size_t>(columns) + 15) / 16 * 16;
   const size_t width = type == DataType::kFloat32 ? 4 : 2;
   if (!packed->Allocate(source.rows * stride * width)) return Status(Code::kOutOfMemory, "Out of memory for the embeddings.");
-  for (int32_t row = 0; row < source.rows; ++row) {
-    const size_t from = static_cast<size_t>(row) * columns;
-    char* to = packed->as<char>() + row * stride * width;
-    if (source.type == type) {
-      std::memcpy(to, static_cast<const char*>(source.data) + from * width, columns * width);
-    } else {
-      for (int32_t i = 0; i < columns; ++i) {
-        const float value = ReadAsFloat(source.data, source.type, from + i);
-        const uint16_t half = type == DataType::kFloat16 ? FloatToFloat16(value) : FloatToBFloat16(value);
-        if (type == DataType::kFloat32) {
-          reinterpret_cast<float*>(to)[i] = value;
-        } else {
-          reinterpret_cast<uint16_t*>(to)[i] = half;
+  constexpr int32_t kRowsAtATime = 512;
+  PackInParallel((source.rows + kRowsAtATime - 1) / kRowsAtATime, [&](int32_t block) {
+    const int32_t end = std::min(source.rows, (block + 1) * kRowsAtATime);
+    for (int32_t row = block * kRowsAtATime; row < end; ++row) {
+      const size_t from = static_cast<size_t>(row) * columns;
+      char* to = packed->as<char>() + row * stride * width;
+      if (source.type == type) {
+        std::memcpy(to, static_cast<const char*>(source.data) + from * width, columns * width);
+      } else {
+        for (int32_t i = 0; i < columns; ++i) {
+          const float value = ReadAsFloat(source.data, source.type, from + i);
+          if (type == DataType::kFloat32) {
+            reinterpret_cast<float*>(to)[i] = value;
+          } else {
+            reinterpret_cast<uint16_t*>(to)[i] =
+                type == DataType::kFloat16 ? FloatToFloat16(value) : FloatToBFloat16(value);
+          }
         }
       }
+      std::memset(to + columns * width, 0, (stride - columns) * width);
     }
-    std::memset(to + columns * width, 0, (stride - columns) * width);
-  }
+  });
   return Status();
 }
 
@@ -98,6 +102,7 @@ class CpuBackend final : public Backend {
 
   Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override {
     std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
+    const LoadThreads threads(threads_);
     // Pooler and classifier are too small to gain from a low precision and stand right before the answer.
     const Status status = (parts[0].head ? head_ : linear_)->Pack(parts, matrix.get());
     if (status.ok()) *packed = std::move(matrix);
@@ -121,6 +126,7 @@ class CpuBackend final : public Backend {
       tables->type = words.type == DataType::kBFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
     }
     const int32_t H = config_.hidden_size;
+    const LoadThreads threads(threads_);
     Status status = PackTable(words, H, tables->type, &tables->words);
     if (status.ok()) status = PackTable(positions, H, tables->type, &tables->positions);
     if (status.ok()) status = PackTable(segments, H, tables->type, &tables->segments);

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/backend.h"
@@ -104,11 +105,21 @@ Status MakePanels(const LinearKernel& kernel, const std::vector<SourceMatrix>& p
 // Reads W[k][n] of a source matrix whatever its type and layout. Row `k`, columns [n, n + count) into fp32.
 void ReadRow(const SourceMatrix& source, int32_t k, int32_t n, int32_t count, float* out);
 
-// The kernels. Each returns null where the instruction set was not compiled in; `level` is the one chosen at load, so a
-// factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc, linear_int8.cc.
+// Calls body(i) for i in [0, count) on the threads that LoadThreads gave: for Pack, whose panels are independent.
+void PackInParallel(int32_t count, const std::function<void(int32_t)>& body);
+
+// While it lives, PackInParallel called from this thread uses so many threads.
+class LoadThreads {
+ public:
+  explicit LoadThreads(int threads);
+  ~LoadThreads();
+};
+
 // The function table of the highest of portable, avx2, avx512 that `level` includes.
 const Kernels* KernelsFor(Isa level);
 
+// The kernels. Each returns null where the instruction set was not compiled in; `level` is the one chosen at load, so a
+// factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc, linear_int8.cc.
 const LinearKernel* Fp32Kernel(Isa level);
 const LinearKernel* Bf16Kernel(Isa level);
 const LinearKernel* Int8Kernel(Isa level);

@@ -34,17 +34,18 @@ class Fp32Linear final : public LinearKernel {
     if (!packed->weights.Allocate(bytes)) {
       return Status(Code::kOutOfMemory, "Out of memory: a weight matrix needs " + std::to_string(bytes) + " bytes.");
     }
-    int32_t panel = 0;
-    for (const SourceMatrix& part : parts) {
-      for (int32_t column = 0; column < part.cols; column += width, ++panel) {
-        const int32_t count = packed->panels[panel].width;
-        float* out = packed->weights.as<float>() + panel * panel_floats;
-        for (int32_t k = 0; k < part.rows; ++k, out += width) {
-          ReadRow(part, k, column, count, out);
-          std::fill(out + count, out + width, 0.f);
-        }
+    PackInParallel(static_cast<int32_t>(packed->panels.size()), [&](int32_t panel) {
+      const size_t index = std::upper_bound(packed->part_begin.begin(), packed->part_begin.end(), panel) -
+                           packed->part_begin.begin() - 1;
+      const SourceMatrix& part = parts[index];
+      const int32_t column = (panel - packed->part_begin[index]) * width;
+      const int32_t count = packed->panels[panel].width;
+      float* out = packed->weights.as<float>() + panel * panel_floats;
+      for (int32_t k = 0; k < part.rows; ++k, out += width) {
+        ReadRow(part, k, column, count, out);
+        std::fill(out + count, out + width, 0.f);
       }
-    }
+    });
     return Status();
   }
 

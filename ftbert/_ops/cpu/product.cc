@@ -11,8 +11,9 @@ constexpr int32_t kRowsPerThread = 64;
 // Rows of a grid cell at most, and the least work that pays for handing it out (multiply-adds; some half microsecond).
 constexpr int32_t kGridRows = 128;
 constexpr int64_t kCellWork = 100000;
-// Tasks per thread where there is a choice: evens out threads that started late or were interrupted.
-constexpr int32_t kTasksPerThread = 4;
+// Cells per thread: more even out threads that started late, fewer leave a cell panels enough to fetch the next one while
+// it computes.
+constexpr int32_t kTasksPerThread = 2;
 // Columns of the feed-forward's intermediate at a time, where the kernel can take its inputs in parts.
 constexpr int32_t kFeedForwardColumns = 768;
 

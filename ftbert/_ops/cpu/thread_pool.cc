@@ -49,18 +49,38 @@ bool Spin(const Ready& ready) {
   return ready();
 }
 
+// A thread that takes longer than the spinning has lost its CPU to another process: leave it this one.
+template <typename Ready>
+void WaitFor(const Ready& ready) {
+  while (!Spin(ready)) std::this_thread::yield();
+}
+
+// Team::work_: 16 bits of generation, 24 of tasks, 24 of the next task.
+constexpr int kTaskBits = 24;
+constexpr uint64_t kTaskMask = (uint64_t{1} << kTaskBits) - 1;
+int Next(uint64_t work) { return static_cast<int>(work & kTaskMask); }
+int Tasks(uint64_t work) { return static_cast<int>((work >> kTaskBits) & kTaskMask); }
+uint64_t NewWork(uint64_t last, int tasks) {
+  const uint64_t generation = (last >> (2 * kTaskBits)) + 1;
+  return (generation << (2 * kTaskBits)) | (static_cast<uint64_t>(tasks) << kTaskBits);
+}
+
 }  // namespace
 
-// A thread with a mailbox. The team that leases it raises `posted_`; the worker takes the team's tasks and sets `finished_`
-// to the same number.
+// A thread with a mailbox: its team raises `posted_` when there is work; the worker helps with whatever is there when it comes,
+// then sets `seen_` to the number it had read.
 class Worker {
  public:
   // Throws std::system_error when the system refuses a thread.
   Worker() { std::thread([this] { Loop(); }).detach(); }
 
-  void Post(Team* team, int thread) {
+  // Only while quiet().
+  void Join(Team* team, int thread) {
     team_ = team;
     thread_ = thread;
+  }
+
+  void Post() {
     posted_.store(posted_.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst)) {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -68,9 +88,8 @@ class Worker {
     }
   }
 
-  bool finished() const {
-    return finished_.load(std::memory_order_acquire) == posted_.load(std::memory_order_relaxed);
-  }
+  // It has read every post and left the team's work.
+  bool quiet() const { return seen_.load(std::memory_order_acquire) == posted_.load(std::memory_order_relaxed); }
 
  private:
   void Loop() {
@@ -84,9 +103,9 @@ class Worker {
         wake_.wait(lock, [&] { return posted_.load(std::memory_order_seq_cst) != seen; });
         sleeping_.store(false, std::memory_order_relaxed);
       }
-      ++seen;
+      seen = posted_.load(std::memory_order_acquire);
       team_->TakeTasks(thread_);
-      finished_.store(seen, std::memory_order_release);
+      seen_.store(seen, std::memory_order_release);
     }
   }
 
@@ -94,7 +113,7 @@ class Worker {
   Team* team_ = nullptr;
   int thread_ = 0;
   std::atomic<bool> sleeping_{false};
-  alignas(64) std::atomic<uint32_t> finished_{0};
+  alignas(64) std::atomic<uint32_t> seen_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
@@ -165,31 +184,38 @@ Pool* GetPool() {
 
 }  // namespace
 
-Team::Team(int threads) { leased_ = GetPool()->Lease(std::max(threads, 1), &workers_); }
+Team::Team(int threads) {
+  leased_ = GetPool()->Lease(std::max(threads, 1), &workers_);
+  for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->Join(this, static_cast<int>(i) + 1);
+}
 
-Team::~Team() { GetPool()->Return(leased_, workers_); }
+Team::~Team() {
+  for (Worker* worker : workers_) WaitFor([&] { return worker->quiet(); });
+  GetPool()->Return(leased_, workers_);
+}
 
 void Team::TakeTasks(int thread) {
-  for (;;) {
-    const int task = next_task_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
-    call_(context_, task, thread);
+  int done = 0;
+  uint64_t work = work_.load(std::memory_order_acquire);
+  while (Next(work) < Tasks(work)) {
+    if (!work_.compare_exchange_weak(work, work + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    // This task is not done, so the work is not either, and call_ and context_ are its own.
+    call_(context_, Next(work), thread);
+    ++done;
+    work = work_.load(std::memory_order_acquire);
   }
+  if (done > 0) done_.fetch_add(done, std::memory_order_release);
 }
 
 void Team::Dispatch(Call call, const void* context, int tasks) {
   call_ = call;
   context_ = context;
-  tasks_ = tasks;
-  next_task_.store(0, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  work_.store(NewWork(work_.load(std::memory_order_relaxed), tasks), std::memory_order_release);
   const int helpers = std::min(tasks - 1, static_cast<int>(workers_.size()));
-  for (int i = 0; i < helpers; ++i) workers_[i]->Post(this, i + 1);
+  for (int i = 0; i < helpers; ++i) workers_[i]->Post();
   TakeTasks(0);
-  for (int i = 0; i < helpers; ++i) {
-    const auto done = [&] { return workers_[i]->finished(); };
-    // A worker that takes longer has lost its CPU to another process: leave it ours.
-    while (!Spin(done)) std::this_thread::yield();
-  }
+  WaitFor([&] { return done_.load(std::memory_order_acquire) == tasks; });
 }
 
 }  // namespace cpu

@@ -57,8 +57,10 @@ class Team {
   int leased_ = 0;
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  int tasks_ = 0;
-  alignas(64) std::atomic<int> next_task_{0};
+  // Generation of the work, its number of tasks and the next one to take, in one word: a worker that comes late, when the
+  // work is done or has given way to the next, can take nothing by mistake, so nobody has to wait for it.
+  alignas(64) std::atomic<uint64_t> work_{0};
+  alignas(64) std::atomic<int> done_{0};
 };
 
 }  // namespace cpu
