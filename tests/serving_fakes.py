@@ -29,13 +29,16 @@ class KnownPredictor:
         self.tokenizer = Tokenizer(VOCAB)
         self.gate = threading.Event()  # cleared: the engine waits
         self.gate.set()
+        self.held = False  # the engine waits at the gate
         self.error = None  # raised by the engine
         self.delay = 0.0  # seconds for each batch
         self.batches = []  # (rows, tokens) of every run
         self.closed = False
 
     def _run(self, batch):
+        self.held = not self.gate.is_set()
         self.gate.wait(30)
+        self.held = False
         if self.delay:
             time.sleep(self.delay)
         self.batches.append((batch.num_rows, batch.num_tokens))

@@ -52,6 +52,14 @@ def client(known):
     made.close()
 
 
+async def _until(condition):
+    for _ in range(10000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("waited in vain")
+
+
 def softmax(logits):
     values = np.exp(logits - logits.max())
     return values / values.sum()
@@ -273,10 +281,9 @@ def test_a_full_queue_is_a_429_with_retry_after(known):
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             first = asyncio.ensure_future(client.post("/predict", json={"inputs": "a"}))
             queue = app.state.table.get().queue
-            await asyncio.sleep(0.1)
+            await _until(lambda: known.held)
             second = asyncio.ensure_future(client.post("/predict", json={"inputs": [["a"], ["b"]]}))
-            await asyncio.sleep(0.1)
-            assert queue.queued_texts == 2
+            await _until(lambda: queue.queued_texts == 2)
             refused = await client.post("/predict", json={"inputs": "a"})
             known.gate.set()
             return refused, await first, await second
@@ -293,6 +300,7 @@ def test_a_request_that_takes_too_long_is_a_504_and_dropped(known):
     known.gate.clear()
     client = Client(app)
     blocker = app.state.table.get().queue.submit(["x"])
+    asyncio.run(_until(lambda: known.held))
     response = client.predict("abc")
     assert (response.status_code, response.json()["error_type"]) == (504, "Timeout")
     assert app.state.table.get().queue.queued_texts == 0
@@ -307,6 +315,7 @@ def test_the_work_of_a_client_that_went_away_is_dropped(known):
     known.gate.clear()
     queue = app.state.table.get().queue
     blocker = queue.submit(["x"])
+    asyncio.run(_until(lambda: known.held))
     body = b'{"inputs": "abc"}'
     messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
     sent = []
@@ -314,8 +323,7 @@ def test_the_work_of_a_client_that_went_away_is_dropped(known):
     async def main():
         async def receive():
             if len(messages) == 1:
-                await asyncio.sleep(0.1)
-                assert queue.queued_texts == 1
+                await _until(lambda: known.held and queue.queued_texts == 1)
             return messages.pop(0)
 
         async def send(message):

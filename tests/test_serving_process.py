@@ -147,7 +147,7 @@ def test_many_idle_connections_hold_nobody_up():
             connections = [server.connect() for _ in range(count)]
             began = time.monotonic()
             assert healthy(server)
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 3
             for connection in connections:
                 connection.settimeout(WAIT)
                 assert connection.recv(1) == b""  # closed by the server
@@ -174,14 +174,14 @@ def test_connections_past_the_limit_are_told_so():
 
 
 def test_clients_that_hang_up_leave_no_work_behind():
-    with ServerProcess.known(delay=0.2, options={"batch_tokens": 5}) as server:
+    with ServerProcess.known(delay=0.4, options={"batch_tokens": 5}) as server:
         for _ in range(30):
             with server.connect() as connection:
                 connection.sendall(POST + BODY)
                 time.sleep(0.005)
         began = time.monotonic()
         assert healthy(server)
-        assert time.monotonic() - began < 3, "the work of 30 vanished clients was done first"
+        assert time.monotonic() - began < 8, "the work of 30 vanished clients was done first"
         assert server.metric("ftbert_disconnects_total") >= 25
         assert server.metric("ftbert_queue_texts") == 0
         assert server.stop() == 0
