@@ -33,7 +33,7 @@ def serve(
     max_body_bytes: int = typer.Option(2 * 1024 * 1024, help="Bytes of one request's body."),
     max_texts: int = typer.Option(256, help="Texts in one request."),
     max_characters: int = typer.Option(20000, help="Characters in one text."),
-    max_connections: int = typer.Option(20000, help="Connections open at a time."),
+    max_connections: int = typer.Option(16384, help="Connections open at a time."),
     timeout_s: float = typer.Option(30.0, help="Seconds from a request to its answer."),
     drain_s: float = typer.Option(30.0, help="Seconds that requests under way get after SIGTERM."),
     token: Optional[str] = typer.Option(None, envvar="FTBERT_TOKEN", help="Clients must send it as a bearer token."),
