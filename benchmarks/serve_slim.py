@@ -56,7 +56,7 @@ def serve_once(folder, options, texts):
 
 
 def import_cost():
-    code = "import time; a = time.perf_counter(); import ftbert; b = time.perf_counter() - a\n"
+    code = "import time; a = time.perf_counter(); from ftbert import FastBertClassifier; b = time.perf_counter() - a\n"
     code += "print(b, [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmRSS')][0])"
     environment = dict(os.environ, PYTHONPATH=os.path.dirname(common.HERE))
     outputs = [subprocess.check_output([sys.executable, "-c", code], env=environment).split() for _ in range(5)]

@@ -65,11 +65,10 @@ class Request:
             raise Problem(415, "Validation", "Content-Type: expected %s." % " or ".join(content_types), close=True)
         if self.headers.get(b"content-encoding", b"identity") != b"identity":
             raise Problem(415, "Validation", "Content-Encoding: expected none; send the body uncompressed.", close=True)
-        declared = self.headers.get(b"content-length")
-        if declared is not None and int(declared) > limit:
-            raise Problem(
-                413, "Validation", "Expected a body of at most %d bytes, got %d." % (limit, int(declared)), close=True
-            )
+        declared = self.headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > limit:
+            shown = declared[:20].decode("latin-1")
+            raise Problem(413, "Validation", "Expected a body of at most %d bytes, got %s." % (limit, shown), close=True)
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Disconnected

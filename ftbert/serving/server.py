@@ -92,6 +92,7 @@ def run(
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=options.keep_alive_s,  # type: ignore[arg-type]
         timeout_graceful_shutdown=max(1, int(options.drain_s + 0.999)),
         ssl_certfile=options.ssl_certfile,
