@@ -180,11 +180,11 @@ def main():
 def at_part(server, bodies, saturation, given, part=0.7):
     """Latencies under a Poisson stream of 70% of the saturation's rate: many connections with long pauses."""
     connections = 4 * given.connections
-    latency = 0.05
-    for _ in range(2):  # the pause that gives the rate depends on the latency there
-        pause = max(0.0, connections / (part * saturation) - latency) * 1000
-        result = wrk(server.url, bodies, connections, given.seconds, pause, threads=given.wrk_threads)
-        latency = result["p50_ms"] / 1000
+    latency = 0.01
+    for seconds in (3, 3, given.seconds):  # the pause that gives the rate depends on the latency there
+        pause = max(0.0, connections / (part * saturation) - latency)
+        result = wrk(server.url, bodies, connections, seconds, pause * 1000, threads=given.wrk_threads)
+        latency = max(0.0, connections / result["requests_per_second"] - pause)
     result["part_of_saturation"] = round(result["requests_per_second"] / saturation, 3)
     result["p99_to_p50"] = round(result["p99_ms"] / result["p50_ms"], 2)
     return result

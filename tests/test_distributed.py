@@ -158,6 +158,7 @@ def test_a_workers_error_comes_back_as_it_is_and_nothing_is_left(cluster, model,
     assert sorted(os.listdir(str(tmp_path))) == ["good.jsonl", "null.jsonl"]
 
 
+@pytest.mark.slow
 def test_ray_serve_answers_and_scales(cluster, model):
     import urllib.error
     import urllib.request
@@ -192,6 +193,7 @@ def test_ray_serve_answers_and_scales(cluster, model):
         serve.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_dies_half_way_and_no_row_is_lost_or_repeated(cluster, model, tmp_path):
     made, nodes = cluster
     texts = write_files(str(tmp_path / "in"), "parquet", 8, 960)

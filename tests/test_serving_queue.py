@@ -1,6 +1,7 @@
 """BatchingPredictor: the queue without HTTP."""
 
 import asyncio
+import os
 import threading
 import time
 
@@ -237,6 +238,31 @@ def test_close_with_a_time_limit_answers_the_rest_with_an_error(known):
     with pytest.raises(ClosedError):
         left.result(1)
     known.gate.set()
+
+
+def test_no_texts_give_no_predictions(queue):
+    assert queue.predict([]) == []
+    assert asyncio.run(queue.predict_async([])) == []
+
+
+def test_a_forked_child_is_told_so(queue):
+    queue.submit(["a"]).result(10)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            queue.submit(["a"]).result(5)
+            os.write(writing, b"answered")
+        except ClosedError:
+            os.write(writing, b"told")
+        except BaseException as error:  # noqa: BLE001 - the parent shows it
+            os.write(writing, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 1000) == b"told"
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("texts", ["one string", b"bytes", [], [1], [None], [("a", "b", "c")], 7])

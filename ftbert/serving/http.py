@@ -68,7 +68,9 @@ class Request:
         declared = self.headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > limit:
             shown = declared[:20].decode("latin-1")
-            raise Problem(413, "Validation", "Expected a body of at most %d bytes, got %s." % (limit, shown), close=True)
+            raise Problem(
+                413, "Validation", "Expected a body of at most %d bytes, got %s." % (limit, shown), close=True
+            )
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Disconnected

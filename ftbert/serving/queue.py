@@ -10,6 +10,7 @@ short and long texts costs nothing.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -76,6 +77,7 @@ class BatchingPredictor:
         self.max_wait = max_wait_ms / 1000.0
         self.max_queue_texts = int(max_queue_texts)
         self._observer = observer or QueueObserver()
+        self._process = os.getpid()
         self._mutex = threading.Lock()
         self._to_tokenize = threading.Condition(self._mutex)
         self._to_run = threading.Condition(self._mutex)
@@ -109,6 +111,9 @@ class BatchingPredictor:
             InputError: `texts` is not a sequence of texts.
             ClosedError: after `close()`.
         """
+        texts = check_texts(texts)
+        if not texts:
+            return []
         answer = self.submit(texts).result(timeout)
         return self.predictor.predictions_from_logits(answer.values, answer.truncated, top_k)
 
@@ -116,6 +121,9 @@ class BatchingPredictor:
         self, texts: Sequence[Text], top_k: int = 1, timeout: Optional[float] = None
     ) -> "List[Prediction]":
         """`predict` for a coroutine; the event loop is never held up. Cancelling it drops the work."""
+        texts = check_texts(texts)
+        if not texts:
+            return []
         answer = await self.submit_async(texts).result_async(timeout)
         return self.predictor.predictions_from_logits(answer.values, answer.truncated, top_k)
 
@@ -191,6 +199,11 @@ class BatchingPredictor:
         return checked
 
     def _enqueue(self, ticket: Ticket) -> None:
+        if os.getpid() != self._process:
+            raise ClosedError(
+                "This queue was made in process %d; a forked child (%d) has none of its threads. Make one in the child."
+                % (self._process, os.getpid())
+            )
         with self._mutex:
             if self._closing:
                 raise ClosedError("Expected an open predictor, but this one was closed; load it again.")
