@@ -1,8 +1,8 @@
 """The servers that serve_load.py compares, each in a process of its own: serve_apps.py KIND FOLDER JSON-OPTIONS.
 
 KIND is "ftbert" (ftbert.serving), "one_by_one" (a plain FastAPI app: each request calls predict with its own texts), or
-"padded" (ftbert.serving, but every row is filled up to max_length as bert-as-service does; it shows what padding costs, its
-answers are not those of the texts).
+"padded" (ftbert.serving, but every row is filled up to max_length as bert-as-service does; it shows what padding costs,
+its answers are not those of the texts).
 """
 
 import json

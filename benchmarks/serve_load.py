@@ -2,8 +2,8 @@
 
     python benchmarks/serve_load.py --model base --precision int8 --threads 4 --seconds 10
 
-Writes results/serve_<model>_<precision>_<device>.json: texts per second of each at saturation and their ratios to the bare
-predictor's, and latencies at 70% of saturation. Needs wrk, ftbert[serve] and fastapi; everything stays on this machine.
+Writes results/serve_<model>_<precision>_<device>.json: texts per second of each at saturation and their ratios to the
+bare predictor's, and latencies at 70% of saturation. Needs wrk, ftbert[serve] and fastapi; all stays on this machine.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/serve_slim.py
 
-Writes results/serve_slim.json: for BERT-base in int8, seconds from the process's start to the first answer over HTTP and
-resident memory after 200 requests (how much of it is the process's own); the same for `import ftbert`; and the throughput of
-200 threads that each call predict with one text, next to one big predict.
+Writes results/serve_slim.json: for BERT-base in int8, seconds from the process's start to the first answer over HTTP
+and resident memory after 200 requests (how much of it is the process's own); the same for the import alone; and the
+throughput of 200 threads that each call predict with one text, next to one big predict.
 """
 
 import argparse
