@@ -114,7 +114,7 @@ def peak_memory():
 
 
 def run_tool(tool, source, target):
-    """One tool in this process: seconds, MB/s of the bytes it reads, and memory above the import."""
+    """One tool in this process: seconds, MB/s of the larger of what it reads and writes, memory above the import."""
     before = peak_memory()
     begin, used = time.perf_counter(), time.process_time()
     if tool == "average":
@@ -127,15 +127,17 @@ def run_tool(tool, source, target):
     peak = peak_memory() - before
     kept = [tensor for tensor in checkpoint.inspect(source).tensors if not tensor.is_optimizer]
     read = sum(tensor.nbytes for tensor in kept) * (2 if tool == "average" else 1)
+    written = checkpoint.inspect(target).nbytes
     return {
         "tool": tool,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(used, 3),
         "bytes_read": read,
-        "MB_per_s": round(read / seconds / 1e6),
+        "bytes_written": written,
+        "MB_per_s": round(max(read, written) / seconds / 1e6),
         "peak_MB_above_import": round(peak / 1e6, 1),
         "allowed_MB_above_import": round((2.5 * max(tensor.nbytes for tensor in kept)) / 1e6 + 200, 1),
-        "report": str(report).replace(os.path.dirname(os.path.dirname(source)), "..."),
+        "report": str(report).replace(os.path.dirname(source), "..."),
     }
 
 
