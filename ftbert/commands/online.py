@@ -1,6 +1,6 @@
 """`ftbert serve`."""
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Union
 
 import typer
 
@@ -43,6 +43,7 @@ def serve(
     ssl_keyfile: Optional[str] = typer.Option(None, help="Its key."),
 ) -> None:
     """Serve models over HTTP until SIGTERM; SIGHUP loads them again without losing a request."""
+    served = named_models(models) if len(models) > 1 or "=" in models[0] else models[0]  # type: Union[str, Dict[str, str]]
     from ftbert.serving import ServeOptions, run
 
     options = ServeOptions(
@@ -69,7 +70,7 @@ def serve(
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
     )
-    run(named_models(models) if len(models) > 1 or "=" in models[0] else models[0], options)
+    run(served, options)
 
 
 def named_models(arguments: List[str]) -> Dict[str, str]:

@@ -1,0 +1,154 @@
+"""The command line on the model that ships with the package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ftbert import cli
+from ftbert.demo import SENTENCES, demo_model_path
+
+TEXTS = ["我的卡丢了", "where is my parcel?", "怎么退款", "I forgot my password"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return demo_model_path()
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_predict_every_format_alike(model, tmp_path):
+    import ftbert
+
+    with ftbert.FastBertClassifier.load(model, runtime="direct") as classifier:
+        expected = [(p.label, p.scores) for p in classifier.predict(TEXTS)]
+        labels = list(classifier.labels)
+    inputs = {
+        "in.tsv": "text\tid\n" + "".join("%s\t%d\n" % (t, i) for i, t in enumerate(TEXTS)),
+        "in.csv": "id,text\n" + "".join('%d,"%s"\n' % (i, t) for i, t in enumerate(TEXTS)),
+        "in.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in TEXTS),
+        "in.txt": "".join(t + "\n" for t in TEXTS),
+    }
+    for name, content in inputs.items():
+        source = write(tmp_path / name, content)
+        target = tmp_path / "out.jsonl"
+        assert run("predict", model, source, "-o", target, "--no-progress", "--device", "cpu") == 0
+        records = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+        assert [record["text"] for record in records] == TEXTS
+        for record, (label, scores) in zip(records, expected):
+            assert record["label"] == label and record["truncated"] is False
+            assert set(record) == {"text", "label", "score", "truncated"} | {"score:" + name for name in labels}
+            for key, score in scores.items():
+                assert abs(record["score:" + key] - score) <= 2e-6
+
+
+def test_predict_reads_a_pipe_and_keeps_the_header(model):
+    command = [sys.executable, "-m", "ftbert", "predict", model, "--no-scores", "--device", "cpu"]
+    text = subprocess.check_output(command, input="\n".join(TEXTS).encode("utf-8"), cwd=os.path.dirname(__file__) + "/..")
+    lines = text.decode("utf-8").splitlines()
+    assert lines[0] == "text\tlabel\tscore\ttruncated"
+    assert [line.split("\t")[0] for line in lines[1:]] == TEXTS
+    assert all(len(line.split("\t")) == 4 and 0 < float(line.split("\t")[2]) <= 1 for line in lines[1:])
+
+
+def test_pairs_are_one_row(model, tmp_path):
+    source = write(tmp_path / "in.tsv", "q\ta\nhow\tso\n")
+    target = tmp_path / "out.csv"
+    assert run("predict", model, source, "-o", target, "--text-column", "q", "--pair-column", "a", "--no-scores") == 0
+    assert target.read_text(encoding="utf-8").splitlines()[0] == '"text","text_pair","label","score","truncated"'
+
+
+def test_bad_rows_are_named_and_nothing_is_written(model, tmp_path, capsys):
+    source = write(tmp_path / "in.tsv", "text\tlabel\ngood\tx\nbad\nbad\tx\ty\n")
+    target = tmp_path / "out.tsv"
+    target.write_text("old")
+    assert run("predict", model, source, "-o", target) == 1
+    message = capsys.readouterr().err
+    assert "2 of 3 rows" in message and "line 3: expected 2 columns, got 1" in message and "line 4" in message
+    assert target.read_text() == "old" and sorted(os.listdir(str(tmp_path))) == ["in.tsv", "out.tsv"]
+
+
+def test_truncation_error_refuses_the_long_text(model, tmp_path, capsys):
+    source = write(tmp_path / "in.txt", "short\n" + "很长" * 2000 + "\n")
+    target = tmp_path / "out.tsv"
+    assert run("predict", model, source, "-o", target, "--truncation", "error") == 1
+    assert "truncat" in capsys.readouterr().err and not target.exists()
+    assert run("predict", model, source, "-o", target, "--truncation", "head") == 0
+    assert [line.split("\t")[3] for line in target.read_text(encoding="utf-8").splitlines()] == ["truncated", "0", "1"]
+
+
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        (["nonsense"], 2, "No such command"),
+        (["predict"], 2, "Missing argument"),
+        (["predict", "no/such/model", __file__], 1, "no/such/model"),
+        (["info", "no/such/model"], 1, "no/such/model"),
+        (["serve", "a=x", "a=y"], 1, "stands twice"),
+        (["checkpoint", "inspect", "no/such"], 1, "no/such"),
+    ],
+)
+def test_misuse_says_what_is_wrong(arguments, status, message, capsys):
+    assert run(*arguments) == status
+    assert message in capsys.readouterr().err
+
+
+def test_predict_refuses_a_device_or_precision_that_is_not_there(model, tmp_path, capsys):
+    source = write(tmp_path / "in.txt", "x\n")
+    for option, value in (("--device", "tpu"), ("--precision", "fp64"), ("--runtime", "magic"), ("--truncation", "no")):
+        assert run("predict", model, source, option, value) == 1
+        assert value in capsys.readouterr().err
+
+
+def test_info_and_inspect_say_what_is_there(model, capsys):
+    assert run("info", model) == 0
+    assert "labels" in capsys.readouterr().out
+    assert run("checkpoint", "inspect", model) == 0
+    assert "bert/embeddings/word_embeddings" in capsys.readouterr().out
+
+
+def test_demo_runs(capsys):
+    assert run("demo", "--seconds", "0.05") == 0
+    assert "texts per second" in capsys.readouterr().out
+
+
+def test_the_shipped_model_knows_the_demo_sentences(model):
+    import ftbert
+
+    expected = ["card_lost", "refund", "order_status", "password_reset", "invoice", "payment_failed"]
+    expected += ["refund", "order_status", "cancel_order", "password_reset", "human_agent", "change_address"]
+    with ftbert.FastBertClassifier.load(model, runtime="direct") as classifier:
+        assert [prediction.label for prediction in classifier.predict(SENTENCES)] == expected
+    size = sum(os.path.getsize(os.path.join(model, name)) for name in os.listdir(model))
+    assert size <= 5e6
+
+
+def test_bench_writes_its_figures(model, tmp_path, capsys):
+    target = tmp_path / "bench.json"
+    assert run("bench", model, "--seconds", "0.02", "--json", target, "--device", "cpu") == 0
+    result = json.loads(target.read_text())
+    assert len(result["results"]) == 5 and all(record["milliseconds"] > 0 for record in result["results"])
+    assert result["engine"].startswith("cpu ")
+
+
+def test_finetune_writes_a_folder_that_predict_reads(tmp_path, capsys):
+    rows = [("refund", "money back please"), ("refund", "退款"), ("card", "lost my card"), ("card", "卡丢了")] * 6
+    train = write(tmp_path / "train.tsv", "label\ttext\n" + "".join("%s\t%s %d\n" % (a, b, i) for i, (a, b) in enumerate(rows)))
+    sizes = '{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}'
+    target = tmp_path / "model"
+    arguments = ["finetune", "--train", train, "--dev", train, "--output", target, "--config", sizes, "--epochs", "2"]
+    assert run(*(arguments + ["--learning-rate", "0.01", "--option", "report=false", "--option", "progress=false"])) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert run("predict", target, write(tmp_path / "in.txt", "卡丢了\n"), "-o", tmp_path / "out.csv") == 0
+    assert run("finetune", "--train", train, "--output", target, "--config", "{") == 1
+    assert "--config: expected JSON" in capsys.readouterr().err
