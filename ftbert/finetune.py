@@ -151,7 +151,9 @@ def _scratch_config(options: Options, vocab_size: int) -> BertConfig:
     sizes = dict(_SMALL, vocab_size=vocab_size)
     sizes.update(options.config or {})
     if sizes["vocab_size"] != vocab_size:
-        raise ConfigError("config: leave vocab_size out; it follows from the vocabulary. Bound it with the option vocab_size.")
+        raise ConfigError(
+            "config: leave vocab_size out; it follows from the vocabulary. Bound it with the option vocab_size."
+        )
     sizes["max_position_embeddings"] = max(int(sizes["max_position_embeddings"]), options.max_length)
     return BertConfig.from_dict(sizes, "ftbert")
 
@@ -162,7 +164,7 @@ def prepare(
     pretrained: Optional[str] = None,
     processor: Any = None,
     data_dir: Optional[str] = None,
-    **options: Any
+    **options: Any,
 ) -> Plan:
     """Reads and examines everything and trains nothing; arguments as `finetune`. No TensorFlow is needed.
 
@@ -262,7 +264,7 @@ def finetune(
     output: Optional[str] = None,
     processor: Any = None,
     data_dir: Optional[str] = None,
-    **options: Any
+    **options: Any,
 ) -> FinetuneResult:
     """Trains a classifier and writes its model folder.
 
@@ -292,14 +294,14 @@ def finetune(
         raise ConfigError("output: expected a path for the model folder, got None.")
     output = os.path.abspath(os.fspath(output))
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(os.path.join(output, "ftbert.json")):
-        raise ConfigError("%s exists and is no folder that ftbert wrote: it would be replaced. Choose another." % output)
+        raise ConfigError(
+            "%s exists and is no folder that ftbert wrote: it would be replaced. Choose another." % output
+        )
     plan = prepare(train, dev, pretrained, processor, data_dir, **options)
     # TensorFlow is imported only when all that can be checked without it was checked.
     from ftbert.training.machine import find_machine, tensorflow_version
 
-    machine = find_machine(
-        plan.options.device, plan.options.threads, plan.options.mixed_precision, plan.options.xla
-    )
+    machine = find_machine(plan.options.device, plan.options.threads, plan.options.mixed_precision, plan.options.xla)
     version = tensorflow_version()
     run = RunFolder(output + ".training", _fingerprint(plan, version), plan.options.resume)
     if plan.options.progress:
@@ -339,6 +341,7 @@ def _build_graph(plan: Plan, machine: Any, run: RunFolder, rows: int) -> Any:
             options.layer_decay,
             1.0 if plan.keeps_head else options.head_factor,
             -1 if frozen is None else int(frozen),
+            options.bias_correction,
         ),
         machine,
         options.seed,

@@ -68,9 +68,7 @@ def restores(monkeypatch):
 @needs_estimator
 def test_hundred_predicts_restore_once(estimator, restores):
     expected = list(
-        estimator.predict(
-            lambda: tf.data.Dataset.from_tensors(make_features(7)), yield_single_examples=False
-        )
+        estimator.predict(lambda: tf.data.Dataset.from_tensors(make_features(7)), yield_single_examples=False)
     )[0]["probabilities"]
     del restores[:]
     with PersistentEstimator(estimator) as persistent:

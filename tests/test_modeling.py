@@ -152,9 +152,7 @@ def test_getters_are_googles():
     graph = Graph(config, False, make_weights(config))
     batch = make_batch(config)
     layers = graph.run(graph.model.get_all_encoder_layers(), *batch)
-    last, embedded = graph.run(
-        [graph.model.get_sequence_output(), graph.model.get_embedding_output()], *batch
-    )
+    last, embedded = graph.run([graph.model.get_sequence_output(), graph.model.get_embedding_output()], *batch)
     assert len(layers) == 3 and np.array_equal(layers[-1], last)
     assert embedded.shape == last.shape == (4, 9, 24)
     assert graph.model.get_embedding_table().shape.as_list() == [50, 24]

@@ -137,9 +137,12 @@ def _from_items(items: Iterable[Any], columns: Columns) -> Iterator[Tuple[int, A
             if missing:
                 yield index, _Bad("expected the keys %s, found %s" % (missing, sorted(map(str, item))))
                 continue
-            yield index, (
-                item[columns.text] if columns.pair is None else (item[columns.text], item[columns.pair]),
-                item[columns.label],
+            yield (
+                index,
+                (
+                    item[columns.text] if columns.pair is None else (item[columns.text], item[columns.pair]),
+                    item[columns.label],
+                ),
             )
         elif hasattr(item, "text_a") and hasattr(item, "label"):
             # google-research/bert's InputExample.

@@ -136,7 +136,8 @@ def _remark_on_length(train: Dataset, over: np.ndarray, max_length: int, truncat
     if truncation == "error":
         raise InputError(
             "%s: %d rows are longer than max_length %d (%s); nothing was trained. Raise max_length, or choose "
-            "truncation='head', 'tail' or 'head+tail'." % (train.source, len(over), max_length, _places(train, list(over)))
+            "truncation='head', 'tail' or 'head+tail'."
+            % (train.source, len(over), max_length, _places(train, list(over)))
         )
     if len(over) > _MANY_TRUNCATED * len(train.texts):
         remarks.append(
@@ -150,8 +151,7 @@ def _remark_on_words(train: Dataset, encoded: Encoded, remarks: List[str]) -> No
         worst = list(np.argsort(-encoded.unknown, kind="stable")[:_SHOWN])
         remarks.append(
             "%.1f%% of the word pieces are [UNK] (most in %s): the vocabulary does not fit this language, or "
-            "lower_case is wrong."
-            % (100 * encoded.unknown_rate, _places(train, worst))
+            "lower_case is wrong." % (100 * encoded.unknown_rate, _places(train, worst))
         )
     empty = np.flatnonzero(encoded.pieces == 0).tolist()
     if empty:
@@ -171,8 +171,7 @@ def _remark_on_labels(train: Dataset, labels: Sequence[str], counts: Dict[str, i
     if max(present) > _IMBALANCE * min(present):
         remarks.append(
             "The most frequent label has %.0f times the rows of the rarest: consider "
-            "class_weights='balanced' and watch macro-F1."
-            % (float(max(present)) / min(present))
+            "class_weights='balanced' and watch macro-F1." % (float(max(present)) / min(present))
         )
     if _is_sorted(train):
         remarks.append(
@@ -191,8 +190,7 @@ def _compare(train: Dataset, dev: Dataset, counts: Dict[str, int], facts: Dict[s
         ]
         raise InputError(
             "%s: the labels %s are in no train row (rows %s); nothing was trained. A model cannot learn what "
-            "it never sees."
-            % (dev.source, ", ".join(map(repr, only_dev[:_SHOWN])), _places(dev, rows))
+            "it never sees." % (dev.source, ", ".join(map(repr, only_dev[:_SHOWN])), _places(dev, rows))
         )
     known = set(train.texts)
     shared = [row for row, text in enumerate(dev.texts) if text in known]

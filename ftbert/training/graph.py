@@ -32,6 +32,7 @@ class Schedule(NamedTuple):
         weight_decay, clip_norm: as in `AdamW`.
         layer_decay: the rate of a layer is that of the next one above times this.
         head_factor: the classifier head's rate is the learning rate times this.
+        bias_correction: as in `AdamW`.
         frozen_layers: this many layers from below stay as they are, and with them the embeddings; -1: all is trained.
     """
 
@@ -43,6 +44,7 @@ class Schedule(NamedTuple):
     layer_decay: float = 1.0
     head_factor: float = 1.0
     frozen_layers: int = -1
+    bias_correction: bool = False
 
 
 class StepResult(NamedTuple):
@@ -146,7 +148,8 @@ class TrainingGraph:
         trained = self._trained()
         self._rate = learning_rate_at(self.step, schedule.learning_rate, schedule.total_steps, schedule.warmup_steps)
         factors = {name: self._factor(name) for name in trained}
-        optimizer = AdamW(trained, self._rate, schedule.weight_decay, schedule.clip_norm, factors)
+        step = self.step if schedule.bias_correction else None
+        optimizer = AdamW(trained, self._rate, schedule.weight_decay, schedule.clip_norm, factors, step)
         self.slots = optimizer.slots
         gradients = dense_gradients(self._loss * self._loss_scale, trained.values())
         if self._loss_scale != 1.0:

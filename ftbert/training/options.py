@@ -27,6 +27,7 @@ class Options:
         learning_rate: the peak.
         warmup: share of the updates in which the rate rises from 0.
         weight_decay: decoupled, none on biases and layer norms.
+        bias_correction: of Adam's moments, as torch and Keras have it; False: as google-research/bert.
         clip_norm: largest global norm of the gradients, None: any.
         dropout: of the encoder; None: as its configuration says.
         classifier_dropout: on the pooled output.
@@ -64,6 +65,7 @@ class Options:
     learning_rate: float = 5e-5
     warmup: float = 0.1
     weight_decay: float = 0.01
+    bias_correction: bool = False
     clip_norm: Optional[float] = 1.0
     dropout: Optional[float] = None
     classifier_dropout: float = 0.1
@@ -93,7 +95,9 @@ class Options:
     def recipe(self) -> Dict[str, Any]:
         """What decides the trained weights, for JSON: all but where reports go and which files are read."""
         silent = ("resume", "tensorboard", "report", "progress", "text_column", "label_column", "pair_column", "format")
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in silent}
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in silent
+        }
         if isinstance(self.config, BertConfig):
             values["config"] = self.config.to_dict()
         for key in ("config", "class_weights"):
@@ -133,7 +137,11 @@ _CHOICES: Dict[str, Any] = {
     "mixed_precision": (None, "bfloat16", "float16"),
 }
 
-_SWITCHES = ("multi_label", "xla", "lower_case", "resume", "tensorboard", "report", "progress")
+_SWITCHES = ("multi_label", "bias_correction", "xla", "lower_case", "resume", "tensorboard", "report", "progress")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def make_options(values: Mapping[str, Any]) -> Options:
@@ -147,7 +155,8 @@ def make_options(values: Mapping[str, Any]) -> Options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise ConfigError(
-                "%s: no such option.%s Options: %s." % (name, " Did you mean %s?" % near[0] if near else "", ", ".join(known))
+                "%s: no such option.%s Options: %s."
+                % (name, " Did you mean %s?" % near[0] if near else "", ", ".join(known))
             )
     options = Options(**values)
     for name, (kind, lowest, highest, optional) in _RANGES.items():
@@ -166,11 +175,14 @@ def make_options(values: Mapping[str, Any]) -> Options:
             raise ConfigError("%s: expected True or False, got %r." % (name, getattr(options, name)))
     if options.accumulation > options.batch_size:
         raise ConfigError(
-            "accumulation: expected at most batch_size (%d) micro-batches, got %d." % (options.batch_size, options.accumulation)
+            "accumulation: expected at most batch_size (%d) micro-batches, got %d."
+            % (options.batch_size, options.accumulation)
         )
     weights = options.class_weights
     if weights is not None and weights != "balanced" and not isinstance(weights, Mapping):
         raise ConfigError("class_weights: expected None, 'balanced' or a dict of label to weight, got %r." % (weights,))
+    if isinstance(weights, Mapping) and not all(_is_positive(value) for value in weights.values()):
+        raise ConfigError("class_weights: expected positive numbers, got %r." % (dict(weights),))
     freeze = options.freeze
     whole = isinstance(freeze, int) and not isinstance(freeze, bool) and freeze >= 0
     if freeze is not None and freeze != "encoder" and not whole:

@@ -32,7 +32,8 @@ def _letters(words: Mapping[str, int], min_frequency: int, room: int) -> List[st
     frequent = [piece for piece in by_frequency if counts[piece] >= min_frequency][:room]
     # A character is known or not: where one form of it stays, so does the other.
     chars = {piece[-1] for piece in frequent}
-    return [piece for piece in by_frequency if piece[-1] in chars]
+    alone = sorted(char for char in chars if char not in counts)
+    return [piece for piece in by_frequency if piece[-1] in chars] + alone
 
 
 def build_tokenizer(
