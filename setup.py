@@ -28,6 +28,16 @@ except ImportError:  # setuptools before 70.1
 ROOT = Path(__file__).resolve().parent
 LIBRARY_FOLDER = Path("ftbert", "_ops", "lib")
 
+REQUIREMENTS = [
+    "numpy>=1.17",
+    # Releases from 0.21 say that they run on Python 3.7 and 3.8 but have no wheels for them; pip would want a Rust compiler.
+    "tokenizers>=0.13; python_version >= '3.9'",
+    "tokenizers>=0.13,<0.21; python_version < '3.9'",
+    "tqdm>=4.60",
+    "rich>=12",
+    "typer>=0.7",
+]
+
 # Every distribution that brings an importable `tensorflow`.
 TENSORFLOW_NAMES = (
     "tensorflow",
@@ -278,6 +288,5 @@ if __name__ == "__main__":
         license="Apache-2.0",  # here, because old and new setuptools read two different forms of it in pyproject.toml
         ext_modules=[Extension("ftbert._ops.lib", sources=[])],
         cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
-        install_requires=["numpy>=1.17", "tokenizers>=0.13", "tqdm>=4.60", "rich>=12", "typer>=0.7"]
-        + tensorflow_requirements(),
+        install_requires=REQUIREMENTS + tensorflow_requirements(),
     )
