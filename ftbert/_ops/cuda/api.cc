@@ -74,7 +74,7 @@ std::string CudaBackend::DescribeFields() const {
          ", \"precision\": " + Quote(PrecisionName(precision_)) +
          ", \"isa\": " + Quote("compute capability " + capability) +
          ", \"threads\": 0, \"card\": " + Quote(machine_.name) +
-         ", \"memory_bytes\": " + std::to_string(machine_.memory) + ", \"driver\": " + Quote(DriverVersion()) +
+         ", \"memory_bytes\": " + std::to_string(machine_.memory) + ", \"driver\": " + Quote(DriverRelease()) +
          ", \"runtime\": " + Quote(RuntimeVersion()) + ", \"scratch_bytes\": " + std::to_string(scratch) +
          ", \"scratch_bytes_per_token\": " + std::to_string(per_token) +
          ", \"tuned_products\": " + std::to_string(plans_.measured()) +

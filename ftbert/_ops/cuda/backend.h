@@ -44,12 +44,10 @@ struct CudaEmbeddings final : EmbeddingTables {
 struct Rows {
   int count = 0;
   void* states = nullptr;  // (count, pitch)
-  void* spare = nullptr;   // the other place of `states`, where a product normalizes on its way; null: none
   void* delta = nullptr;   // (count, pitch) what is to be added to states
   void* context = nullptr;
   void* wide = nullptr;    // (count, feed-forward pitch); shares its place with queries, keys, values and context
   Quantized quantized;
-  const CudaNorm* pending = nullptr;  // states and delta still wait for this norm
 };
 
 // Everything a run reads and writes, in one stretch of device memory.
@@ -76,7 +74,6 @@ struct GraphKey {
 struct RecordedGraph {
   GraphKey key;
   cudaGraphExec_t run = nullptr;  // null: seen once, not recorded yet
-  void *all_states = nullptr, *first_states = nullptr;  // where it leaves them
 };
 
 struct Reach {
@@ -152,9 +149,9 @@ class CudaBackend final : public Backend {
   Norm NormOf(const CudaNorm& norm) const;
   Gemm Product(const CudaLinear& weight, int first_part, int parts) const;
   void Multiply(CudaWorkspace* w, Gemm gemm, const char* doing);
-  // x = the rows' states, in the type that `weight` wants; a norm that still waits is done on the way or before.
+  // x = the rows' states, in the type that `weight` wants.
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
-  void Settle(CudaWorkspace* w, Rows* rows);
+  void AddNorm(CudaWorkspace* w, Rows* rows, const NormParameters& norm);
   void Check(CudaWorkspace* w, cudaError_t error, const char* doing) const;
 
   Config config_;

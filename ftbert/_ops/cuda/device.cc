@@ -14,18 +14,6 @@ std::string VersionText(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// The driver's own number ("580.159.04"), where the system tells it.
-std::string DriverRelease() {
-  std::string release;
-  if (std::FILE* file = std::fopen("/sys/module/nvidia/version", "r")) {
-    char text[64] = "";
-    if (std::fgets(text, sizeof text, file) != nullptr) release = text;
-    std::fclose(file);
-    while (!release.empty() && std::isspace(static_cast<unsigned char>(release.back()))) release.pop_back();
-  }
-  return release;
-}
-
 // Why no card can be used at all, or empty.
 std::string Problem(int* count) {
   *count = 0;
@@ -51,6 +39,17 @@ std::string Problem(int* count) {
 }
 
 }  // namespace
+
+std::string DriverRelease() {
+  std::string release;
+  if (std::FILE* file = std::fopen("/sys/module/nvidia/version", "r")) {
+    char text[64] = "";
+    if (std::fgets(text, sizeof text, file) != nullptr) release = text;
+    std::fclose(file);
+    while (!release.empty() && std::isspace(static_cast<unsigned char>(release.back()))) release.pop_back();
+  }
+  return release.empty() ? DriverVersion() : release;
+}
 
 std::string DriverVersion() {
   int version = 0;
@@ -121,14 +120,23 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
   }
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  machine->hopper = machine->capability == 90;
+  if (machine->capability == 90) {
+    DeviceGuard guard(index);
+    const cudaError_t started = FindHopperCode(&machine->hopper);
+    if (started != cudaSuccess) {
+      return Status(Code::kUnavailable, FromCuda(started, "starting " + machine->name).message() +
+                                            " Build ftbert with this card's architecture in FTBERT_CUDA_ARCHS.");
+    }
+  }
   machine->dependent_launch = machine->capability >= 90 && driver >= 12030;  // in graphs since 12.3
   if (precision == Precision::kInt8) {
     return Status(Code::kUnavailable, "int8 does not run on a GPU. Use precision=\"fp16\", or \"fp8\" on Hopper.");
   }
   if (precision == Precision::kFloat8 && !machine->hopper) {
-    return Status(Code::kUnavailable, "fp8 needs a Hopper card (compute capability 9.0), got " + machine->name +
-                                          ". Use precision=\"fp16\".");
+    const std::string remedy = machine->capability == 90 ? ". Build ftbert with 90a in FTBERT_CUDA_ARCHS, or use"
+                                                         : ". Use";
+    return Status(Code::kUnavailable, "fp8 needs a Hopper card (compute capability 9.0) and code built for it, got " +
+                                          machine->name + remedy + " precision=\"fp16\".");
   }
   return Status();
 }
@@ -145,8 +153,7 @@ std::string DescribeDevices() {
                std::to_string(p.minor) + "\", \"memory_bytes\": " + std::to_string(p.totalGlobalMem) +
                ", \"usable\": " + (p.major * 10 + p.minor >= kLeastCapability ? "true" : "false") + "}";
   }
-  const std::string release = DriverRelease(), version = DriverVersion();
-  const std::string driver = release.empty() ? version : release;
+  const std::string driver = DriverRelease();
   return "{\"devices\": [" + devices + "], \"driver\": " + (driver.empty() ? "null" : Quote(driver)) +
          ", \"runtime\": " + Quote(RuntimeVersion()) + ", \"problem\": " + (problem.empty() ? "null" : Quote(problem)) +
          "}";

@@ -19,6 +19,7 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
 std::string DescribeDevices();
 
 std::string DriverVersion();   // "13.0": the newest CUDA that the driver runs
+std::string DriverRelease();   // "580.159.04" where the system tells it, else DriverVersion()
 std::string RuntimeVersion();  // of the runtime that is linked in
 
 // kOutOfMemory or kInternal with what was being done.

@@ -7,25 +7,68 @@ namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr int kMostSplit = 8;  // the largest portable cluster
-constexpr int kMostSplitRows = 512;
+constexpr int kMostSplit = 8;    // the largest portable cluster
+constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
+constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
+constexpr int kMostSplitRows = 512;  // and up to here it is searched
 
 int Slices(const Gemm& g) { return (g.k * ElementBytes(g.in) + 127) / 128; }
 
 // CTAs of the split-K kernel keep their whole share of K in shared memory.
 bool SplitFits(const Gemm& g, int tokens, int split) {
   const int slices = (Slices(g) + split - 1) / split;
-  return slices >= 1 && slices <= 16 && split <= Slices(g) && slices * (64 + tokens) * 128 <= 224 * 1024;
+  return slices >= 1 && slices <= kMostSlices && split <= Slices(g) && slices * (64 + tokens) * 128 <= 224 * 1024;
 }
 
-// One CTA for each 64 outputs; K is split over a cluster only where it does not fit into one multiprocessor.
+// One CTA for each 64 outputs; K is split over a cluster only where it does not fit into one multiprocessor. Tiles of few
+// tokens while every CTA still finds a multiprocessor of its own.
 Plan SplitPlan(const Machine& machine, const Gemm& g) {
-  (void)machine;
-  const int variant = g.m <= 32 ? 0 : 1;
-  for (int split = 1; split <= kMostSplit; ++split) {
-    if (SplitFits(g, kSplitTokens[variant], split)) return Plan{Family::kSplit, variant, split};
+  Plan widest{Family::kSplit, 0, 0};
+  for (int variant = 0; variant < kSplitVariants; ++variant) {
+    for (int split = 1; split <= kMostSplit; ++split) {
+      if (!SplitFits(g, kSplitTokens[variant], split)) continue;
+      widest = Plan{Family::kSplit, variant, split};
+      if (CeilDiv(g.n, 64) * CeilDiv(g.m, kSplitTokens[variant]) * split <= machine.sms) return widest;
+      break;
+    }
   }
-  return Plan{Family::kSplit, variant, 0};
+  return widest;
+}
+
+// Measured on an H100, in microseconds: a 128-byte slice of K; what a tile takes besides, with an activation on top; and what
+// the first wave cannot hide behind another. A tile that alternates hides its end behind the other warpgroup's products.
+struct WgmmaCost {
+  float slice, tile, activation, alone;
+};
+constexpr WgmmaCost kWgmmaCosts[kWgmmaVariants] = {
+    {0.44f, 0.3f, 0.4f, 2.f},    // 128 x 128 alternating
+    {0.385f, 0.6f, 0.4f, 2.f},   // the same in clusters
+    {0.9f, 4.f, 1.f, 2.f},       // 128 x 192 alternating: spills
+    {0.8f, 2.5f, 1.4f, 1.f},     // 128 x 256
+    {0.82f, 2.6f, 1.4f, 1.f},    // the same in clusters
+    {0.6f, 2.f, 1.f, 1.f},       // 128 x 192
+    {0.37f, 1.5f, 0.7f, 1.f},    // 128 x 128
+    {0.33f, 1.6f, 0.6f, 0.5f},   // 128 x 96
+    {0.23f, 1.5f, 0.4f, 0.9f},   // 128 x 64
+    {0.45f, 1.f, 0.4f, 2.f},     // 64 x 256 alternating in clusters
+    {0.19f, 1.3f, 0.3f, 1.15f},  // 64 x 96 alternating
+};
+constexpr float kFloat8Tile = 1.f;  // scaling by row and column; half of it hides where tiles alternate
+
+Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
+  Plan best{Family::kWgmma, 0, 1};
+  float least = 1e30f;
+  for (int v = 0; v < kWgmmaVariants; ++v) {
+    const WgmmaTile& t = kWgmmaTiles[v];
+    const int tiles = CeilDiv(g.n, t.columns) * CeilDiv(CeilDiv(g.m, t.rows), t.cluster);
+    const int waves = CeilDiv(tiles, machine.sms / t.cluster);
+    const WgmmaCost& cost = kWgmmaCosts[v];
+    const float each = Slices(g) * cost.slice + cost.tile + (g.act != 0 ? cost.activation : 0.f) +
+                       (g.in == Element::kFloat8 ? (t.alternate ? 0.5f : 1.f) * kFloat8Tile : 0.f);
+    const float time = waves * each + (waves <= (t.alternate ? 2 : 1) ? cost.alone : 0.f);
+    if (time < least) least = time, best.variant = v;
+  }
+  return best;
 }
 
 }  // namespace
@@ -40,22 +83,11 @@ Plan PlanFor(const Machine& machine, const Gemm& g) {
     const int64_t medium = static_cast<int64_t>((g.m + 63) / 64) * ((g.n + 63) / 64);
     return Plan{Family::kMma, large >= machine.sms ? 0 : (medium >= machine.sms ? 1 : 2), 1};
   }
-  if (g.m <= 256) {
+  if (g.m <= kSplitRows) {
     const Plan plan = SplitPlan(machine, g);
     if (plan.split > 0) return plan;
   }
-  // The tile whose last wave is fullest, larger tiles before smaller ones at a tie.
-  int best = 0;
-  double least = 1e30;
-  for (int v = 0; v < kWgmmaVariants; ++v) {
-    const WgmmaTile& t = kWgmmaTiles[v];
-    const int64_t tiles = static_cast<int64_t>((g.n + t.columns - 1) / t.columns) * ((g.m + t.rows - 1) / t.rows);
-    const int64_t waves = (tiles + machine.sms - 1) / machine.sms;
-    const double overhead = t.alternate ? 24. : 64.;  // of a tile, in columns of 128 rows
-    const double time = waves * (t.rows / 128. * t.columns + (waves == 1 ? 64. : overhead));
-    if (time < least) least = time, best = v;
-  }
-  return Plan{Family::kWgmma, best, 1};
+  return WgmmaPlan(machine, g);
 }
 
 std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
@@ -70,7 +102,7 @@ std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
     for (int v = 0; v < 3; ++v) plans.push_back(Plan{Family::kMma, v, 1});
   }
   if (!machine.hopper) return plans;
-  if (g.m > 64 && g.norm.states == nullptr) {
+  if (g.m > 64) {
     for (int v = 0; v < kWgmmaVariants; ++v) plans.push_back(Plan{Family::kWgmma, v, 1});
   }
   if (g.m <= kMostSplitRows) {

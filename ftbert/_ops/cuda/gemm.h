@@ -35,19 +35,6 @@ struct RowScale {
   float offset = 0.f;
 };
 
-// x made by the product itself: out = x = norm(states + delta). See gemm_split.cu.
-struct GemmNorm {
-  const void* states = nullptr;  // (m, pitch); null: x is given
-  const void* delta = nullptr;   // (m, pitch)
-  void* out = nullptr;           // (m, pitch), not states
-  float* length_out = nullptr;   // (m,) fp8: Euclidean length of each row
-  const float* gamma = nullptr;
-  const float* beta = nullptr;
-  float epsilon = 0.f;
-  int width = 0;
-  int64_t pitch = 0;
-};
-
 struct Gemm {
   int m = 0, n = 0, k = 0;
   Element in = Element::kHalf;   // of x and w; fp8 products come out as out_type with fp32 accumulation
@@ -63,7 +50,6 @@ struct Gemm {
   RowScale x_scale;              // fp8 in: x = stored * scale
   const float* w_scale = nullptr;  // fp8 in: (n,)
   RowScale out_scale;            // fp8 out: stored = value / scale
-  GemmNorm norm;                 // kSplit only
   void* scratch = nullptr;         // cuBLASLt's
   int64_t scratch_bytes = 0;
   const void* prefetch = nullptr;  // weights needed soon, brought into L2 while this product runs
@@ -99,6 +85,10 @@ Plan PlanFor(const Machine& machine, const Gemm& gemm);
 std::vector<Plan> Candidates(const Machine& machine, const Gemm& gemm);
 std::string PlanName(const Plan& plan);
 
+// Whether the code that runs on the current card has Hopper's own instructions (built for 90a; for 90 it has not, and the
+// kernels that need them are empty).
+cudaError_t FindHopperCode(bool* built);
+
 // One per family (gemm_<family>.cu).
 cudaError_t RunSimt(const Machine& machine, const Gemm& gemm, cudaStream_t stream);
 cudaError_t RunMma(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
@@ -123,7 +113,6 @@ constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
 // Tokens of a tile of the split-K kernel.
 constexpr int kSplitTokens[] = {32, 64};
 constexpr int kSplitVariants = 2;
-constexpr int kSplitNormWidth = 1024;  // widest row that the split-K kernel normalizes itself
 
 // Launch with the attribute that lets the kernel start before the one before it has ended.
 struct LaunchShape {

@@ -6,9 +6,6 @@
 // operand, and add up in shared memory. Where K is long a cluster of `split` CTAs shares it and adds up through
 // distributed shared memory. The weights are asked for before the previous kernel has ended (they do not depend on it),
 // and those of a later product are brought into L2.
-//
-// kNorm: x is not read but made here, norm(states + delta), by every CTA for its own rows; the CTAs of the first
-// outputs also write it out. That spares a kernel between two products, which at this size costs as much as a product.
 #include "cuda/epilogue.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/tensor_map.h"
@@ -23,25 +20,9 @@ constexpr int kThreads = kGroups * 128;
 constexpr int kMostSlices = 16;
 constexpr int kPitch = kOutputs + 4;  // floats between tokens of a partial sum: no two lanes share a bank
 
-// What states and delta are kept in where the product's operand is In.
-template <typename In>
-struct NormType {
-  using Type = In;
-};
-template <>
-struct NormType<Float8> {
-  using Type = Half;
-};
-
 struct Partial {
   uint32_t at;  // shared memory: kGroups x kTokens x kPitch floats; of a cluster, the first holds the CTA's sum
   int rank, split;
-};
-
-// The rows' scales when x was made here: in shared memory.
-struct LocalScales {
-  const float* scale;
-  const float* norm;
 };
 
 __device__ __forceinline__ float4 LoadShared4(uint32_t address) {
@@ -58,7 +39,7 @@ __device__ __forceinline__ void Add4(float4* sum, const float4& v) {
 
 template <typename In, typename Out, Act kAct, int kTokens>
 __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs& e, int token0, int output0,
-                                            const float4& bias, const float4& w_scale, const LocalScales& local) {
+                                            const float4& bias, const float4& w_scale) {
   constexpr bool kScaled = sizeof(In) == 1;
   const int share = CeilDiv(kTokens, p.split), end = min(kTokens, (p.rank + 1) * share);
   const int n = threadIdx.x % 16 * 4;
@@ -74,7 +55,7 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
       for (int r = 0; r < p.split; ++r) Add4(&sum, LoadRemote4(at, r));
     }
     if (kScaled) {
-      const float x_scale = local.scale != nullptr ? local.scale[t] : RowScaleOf(e.x_scale, m, e.m);
+      const float x_scale = RowScaleOf(e.x_scale, m, e.m);
       sum.x *= x_scale * w_scale.x, sum.y *= x_scale * w_scale.y;
       sum.z *= x_scale * w_scale.z, sum.w *= x_scale * w_scale.w;
     }
@@ -84,8 +65,7 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
     if constexpr (sizeof(Out) == 2) {
       *reinterpret_cast<uint2*>(to) = make_uint2(PackPair<Out>(sum.x, sum.y), PackPair<Out>(sum.z, sum.w));
     } else {
-      const float inverse = 1.f / (local.norm != nullptr ? fmaf(e.out_scale.gain, local.norm[t], e.out_scale.offset)
-                                                         : RowScaleOf(e.out_scale, m, e.m));
+      const float inverse = 1.f / RowScaleOf(e.out_scale, m, e.m);
       *reinterpret_cast<uint32_t*>(to) =
           PackFloat8Pair(sum.x * inverse, sum.y * inverse) |
           static_cast<uint32_t>(PackFloat8Pair(sum.z * inverse, sum.w * inverse)) << 16;
@@ -93,114 +73,16 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
   }
 }
 
-// Rows of norm(states + delta) -> the x tiles of slices [begin, begin + slices), swizzled as the copy engine would.
-// Width of at most 1024, a multiple of 8. T: of states and delta.
-template <typename In, typename T, int kTokens>
-__device__ __forceinline__ void MakeRows(const GemmNorm& norm, uint32_t base, int slice_bytes, int begin, int slices,
-                                         int token0, int rows, bool write, float* scales, float* norms) {
-  constexpr int kSlice = 128 / sizeof(In), kPieces = 4, kAtOnce = 2;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int r0 = warp * kAtOnce; r0 < kTokens; r0 += kThreads / 32 * kAtOnce) {
-    float x[kAtOnce][kPieces][8];
-#pragma unroll
-    for (int a = 0; a < kAtOnce; ++a) {
-      const int64_t row = token0 + r0 + a;
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        const int column = (i * 32 + lane) * 8;
-        float d[8];
-#pragma unroll
-        for (int c = 0; c < 8; ++c) x[a][i][c] = d[c] = 0.f;
-        if (row >= rows || column >= norm.width) continue;
-        Load8(static_cast<const T*>(norm.states) + row * norm.pitch + column, x[a][i]);
-        Load8(static_cast<const T*>(norm.delta) + row * norm.pitch + column, d);
-#pragma unroll
-        for (int c = 0; c < 8; ++c) x[a][i][c] += d[c];
-      }
-    }
-#pragma unroll
-    for (int a = 0; a < kAtOnce; ++a) {
-      const int r = r0 + a;
-      const int64_t row = token0 + r;
-      float sum = 0.f, squares = 0.f;
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-#pragma unroll
-        for (int c = 0; c < 8; ++c) sum += x[a][i][c];
-      }
-      const float mean = WarpSum(sum) / norm.width;
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        if ((i * 32 + lane) * 8 < norm.width) {
-#pragma unroll
-          for (int c = 0; c < 8; ++c) squares = fmaf(x[a][i][c] - mean, x[a][i][c] - mean, squares);
-        }
-      }
-      const float scale = rsqrtf(WarpSum(squares) / norm.width + norm.epsilon);
-      float most = 0.f, length = 0.f;
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        const int column = (i * 32 + lane) * 8;
-        if (column >= norm.width) continue;
-        float gamma[8], beta[8];
-        Load8(norm.gamma + column, gamma);
-        Load8(norm.beta + column, beta);
-#pragma unroll
-        for (int c = 0; c < 8; ++c) {
-          x[a][i][c] = fmaf((x[a][i][c] - mean) * scale, gamma[c], beta[c]);
-          if (sizeof(In) == 1) {
-            most = fmaxf(most, fabsf(x[a][i][c]));
-            length = fmaf(x[a][i][c], x[a][i][c], length);
-          }
-        }
-        if (write && row < rows) Store8(static_cast<T*>(norm.out) + row * norm.pitch + column, x[a][i]);
-      }
-      float inverse = 1.f;
-      if (sizeof(In) == 1) {
-        most = WarpMax(most);
-        length = sqrtf(WarpSum(length));
-        inverse = most > 0.f ? kFloat8Max / most : 0.f;
-        if (lane == 0) {
-          scales[r] = most / kFloat8Max;
-          norms[r] = length;
-          if (write && row < rows) norm.length_out[row] = length;
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        const int column = (i * 32 + lane) * 8, slice = column / kSlice - begin;
-        if (slice < 0 || slice >= slices) continue;  // past the width, within the last slice, zeros are written
-        const float* v = x[a][i];
-        const uint32_t tile = base + slice * slice_bytes + kOutputs * 128 + r * 128;
-        const int byte = column % kSlice * static_cast<int>(sizeof(In));
-        const uint32_t to = tile + ((byte / 16 ^ (r & 7)) * 16) + byte % 16;
-        if constexpr (sizeof(In) == 2) {
-          asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(PackPair<In>(v[0], v[1])),
-                       "r"(PackPair<In>(v[2], v[3])), "r"(PackPair<In>(v[4], v[5])), "r"(PackPair<In>(v[6], v[7]))
-                       : "memory");
-        } else {
-          const uint32_t low = PackFloat8Pair(v[0] * inverse, v[1] * inverse) |
-                               static_cast<uint32_t>(PackFloat8Pair(v[2] * inverse, v[3] * inverse)) << 16;
-          const uint32_t high = PackFloat8Pair(v[4] * inverse, v[5] * inverse) |
-                                static_cast<uint32_t>(PackFloat8Pair(v[6] * inverse, v[7] * inverse)) << 16;
-          asm volatile("st.shared.v2.b32 [%0], {%1,%2};" ::"r"(to), "r"(low), "r"(high) : "memory");
-        }
-      }
-    }
-  }
-}
-
 // Grid (split, outputs / 64, tokens / kTokens), clusters of split CTAs.
-template <typename In, typename Out, int kTokens, bool kNorm>
+template <typename In, typename Out, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
-    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
-               const EpilogueArgs e, const GemmNorm norm, const void* prefetch, int64_t prefetch_bytes) {
+    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map, const EpilogueArgs e,
+               const void* prefetch, int64_t prefetch_bytes) {
 #if FTBERT_HOPPER
   constexpr int kSlice = 128 / sizeof(In);
   constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
   extern __shared__ uint8_t raw[];
   __shared__ alignas(8) uint64_t landed[kMostSlices];
-  __shared__ float scales[kTokens], norms[kTokens];
   const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
   const uint32_t barriers = SharedAddress(landed);
   const int split = gridDim.x, rank = blockIdx.x;
@@ -212,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int s = 0; s < slices; ++s) BarrierInit(barriers + 8 * s, 1);
     BarrierInitFence();
     for (int s = 0; s < slices; ++s) {
-      BarrierExpect(barriers + 8 * s, kNorm ? kOutputs * 128 : kSliceBytes);
+      BarrierExpect(barriers + 8 * s, kSliceBytes);
       LoadTile(base + s * kSliceBytes, &w_map, barriers + 8 * s, (begin + s) * kSlice, output0);
     }
   }
@@ -225,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   LetNextKernelStart();
   WaitForPreviousKernel();
-  if (!kNorm && threadIdx.x == 0) {
+  if (threadIdx.x == 0) {
     for (int s = 0; s < slices; ++s) {
       LoadTile(base + s * kSliceBytes + kOutputs * 128, &x_map, barriers + 8 * s, (begin + s) * kSlice, token0);
     }
@@ -238,13 +120,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int64_t left = prefetch_bytes - from;
       PrefetchL2(static_cast<const uint8_t*>(prefetch) + from, static_cast<uint32_t>(share < left ? share : left));
     }
-  }
-  if constexpr (kNorm) {
-    using T = typename NormType<In>::Type;
-    MakeRows<In, T, kTokens>(norm, base, kSliceBytes, begin, slices, token0, e.m, blockIdx.y == 0 && rank == 0, scales,
-                             norms);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what these stores wrote
-    __syncthreads();
   }
 
   const int group = threadIdx.x / 128;
@@ -292,22 +167,21 @@ __global__ void __launch_bounds__(kThreads, 1)
     ClusterWait();
   }
   const Partial partial{base, rank, split};
-  const LocalScales local{kNorm ? scales : nullptr, kNorm ? norms : nullptr};
   switch (e.act) {
     case Act::kNone:
-      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale);
       break;
     case Act::kGeluErf:
-      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale);
       break;
     case Act::kGeluTanh:
-      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale);
       break;
     case Act::kRelu:
-      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale);
       break;
     case Act::kTanh:
-      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, local);
+      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale);
       break;
   }
   if (split > 1) {  // a CTA that ended could not be read
@@ -317,23 +191,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <typename In, typename Out, int kTokens, bool kNorm>
+template <typename In, typename Out, int kTokens>
 cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gemm& g, cudaStream_t stream) {
   constexpr int kSlice = 128 / sizeof(In);
   const int slices = CeilDiv(CeilDiv(g.k, kSlice), split);
   const int partial = kGroups * kTokens * kPitch * 4, operands = slices * (kOutputs + kTokens) * 128;
-  const auto kernel = GemmSplitK<In, Out, kTokens, kNorm>;
+  const auto kernel = GemmSplitK<In, Out, kTokens>;
   constexpr int kMostShared = 225 * 1024;
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kMostShared, &allowed);
   if (refused != cudaSuccess) return refused;
   CUtensorMap x_map, w_map;
   cudaError_t error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kOutputs);
-  if (kNorm) {
-    x_map = w_map;  // not read
-  } else if (error == cudaSuccess) {
-    error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTokens);
-  }
+  if (error == cudaSuccess) error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTokens);
   if (error != cudaSuccess) return error;
   LaunchShape shape;
   shape.grid = dim3(split, CeilDiv(g.n, kOutputs), CeilDiv(g.m, kTokens));
@@ -343,20 +213,31 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   shape.cluster = split;
   shape.dependent = machine.dependent_launch;
   if (slices > kMostSlices || slices < 1 || shape.shared > kMostShared) return cudaErrorInvalidValue;
-  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), g.norm, g.prefetch, g.prefetch_bytes);
+  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), g.prefetch, g.prefetch_bytes);
 }
 
 template <typename In, typename Out>
 cudaError_t RunTokens(const Machine& machine, Element in, int variant, int split, const Gemm& g, cudaStream_t stream) {
-  if (g.norm.states != nullptr) {
-    return variant == 0 ? LaunchSplit<In, Out, kSplitTokens[0], true>(machine, in, split, g, stream)
-                        : LaunchSplit<In, Out, kSplitTokens[1], true>(machine, in, split, g, stream);
-  }
-  return variant == 0 ? LaunchSplit<In, Out, kSplitTokens[0], false>(machine, in, split, g, stream)
-                      : LaunchSplit<In, Out, kSplitTokens[1], false>(machine, in, split, g, stream);
+  return variant == 0 ? LaunchSplit<In, Out, kSplitTokens[0]>(machine, in, split, g, stream)
+                      : LaunchSplit<In, Out, kSplitTokens[1]>(machine, in, split, g, stream);
 }
 
+__global__ void ReportHopperCode(int* built) { *built = FTBERT_HOPPER; }
+
 }  // namespace
+
+cudaError_t FindHopperCode(bool* built) {
+  int* place = nullptr;
+  int value = 0;
+  cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&place), sizeof value);
+  if (error != cudaSuccess) return error;
+  ReportHopperCode<<<1, 1>>>(place);
+  error = cudaGetLastError();
+  if (error == cudaSuccess) error = cudaMemcpy(&value, place, sizeof value, cudaMemcpyDeviceToHost);
+  cudaFree(place);
+  *built = value == 1;
+  return error;
+}
 
 cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& g, cudaStream_t stream) {
   switch (g.in) {

@@ -1,6 +1,4 @@
 // The kernel table: what the layer loop calls, put onto the workspace's stream.
-#include <utility>
-
 #include "cuda/backend.h"
 #include "cuda/lt.h"
 
@@ -8,10 +6,8 @@ namespace ftbert {
 namespace cuda {
 namespace {
 
-// Up to this many rows a product normalizes its own operand; beyond, the norm's own kernel is the cheaper.
-constexpr int kFusedNormRows = 256;
 // How many products ahead weights are brought into L2: about a layer's, which L2 holds beside the activations.
-constexpr int kReach = 2;
+constexpr size_t kReach = 2;
 constexpr int kReachRows = 4096;  // beyond, reading the weights is no time at all
 
 }  // namespace
@@ -62,33 +58,14 @@ void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
   Check(w, RunGemm(machine_, plan, g, w->stream), doing);
 }
 
-void CudaBackend::Settle(CudaWorkspace* w, Rows* rows) {
-  if (rows->pending == nullptr) return;
-  Check(w, RunAddNorm(machine_, element_, NormOf(*rows->pending), rows->count, rows->states, rows->delta,
-                      rows->quantized, w->stream),
+void CudaBackend::AddNorm(CudaWorkspace* w, Rows* rows, const NormParameters& norm) {
+  Check(w, RunAddNorm(machine_, element_, NormOf(static_cast<const CudaNorm&>(norm)), rows->count, rows->states,
+                      rows->delta, rows->quantized, w->stream),
         "normalizing");
-  rows->pending = nullptr;
 }
 
 void CudaBackend::MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm g, const char* doing) {
   g.m = rows->count;
-  if (rows->pending != nullptr && rows->spare != nullptr && machine_.hopper && element_ != Element::kFloat &&
-      g.m <= kFusedNormRows && config_.hidden_size % 8 == 0 && config_.hidden_size <= kSplitNormWidth) {
-    const Norm n = NormOf(*rows->pending);
-    g.norm.states = rows->states;
-    g.norm.delta = rows->delta;
-    g.norm.out = rows->spare;
-    g.norm.length_out = rows->quantized.norm;
-    g.norm.gamma = n.gamma, g.norm.beta = n.beta, g.norm.epsilon = n.epsilon, g.norm.width = n.width;
-    g.norm.pitch = n.pitch;
-    if (PlanFor(machine_, g).family == Family::kSplit) {
-      std::swap(rows->states, rows->spare);
-      rows->pending = nullptr;
-    } else {
-      g.norm = GemmNorm();
-    }
-  }
-  if (g.norm.states == nullptr) Settle(w, rows);
   g.ldx = pitch_;
   if (weight.element == Element::kFloat8) {
     g.x = rows->quantized.values;
@@ -150,7 +127,6 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
 
 void CudaBackend::GatherFirst(Workspace* workspace) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
-  Settle(w, &w->all);
   Check(w, RunGather(machine_, element_, w->row_ranges, w->first.count, pitch_, w->all.states, w->first.states,
                      w->first.quantized, w->stream),
         "gathering first tokens");
@@ -173,7 +149,7 @@ void CudaBackend::LinearAddNorm(Workspace* workspace, Span span, Slot, const Pac
     g.w_scale = nullptr;
   }
   Multiply(w, g, "projecting the context");
-  rows->pending = static_cast<const CudaNorm*>(&norm);
+  AddNorm(w, rows, norm);
 }
 
 void CudaBackend::FeedForward(Workspace* workspace, Span span, Slot, const PackedLinear& up_weight,
@@ -204,7 +180,7 @@ void CudaBackend::FeedForward(Workspace* workspace, Span span, Slot, const Packe
   g.out = rows->delta;
   g.ldo = pitch_;
   Multiply(w, g, "feeding forward");
-  rows->pending = static_cast<const CudaNorm*>(&norm);
+  AddNorm(w, rows, norm);
 }
 
 void CudaBackend::Pool(Workspace* workspace, const PackedLinear& weight) {
@@ -215,7 +191,6 @@ void CudaBackend::Pool(Workspace* workspace, const PackedLinear& weight) {
   g.out = w->pooled;
   g.ldo = pitch_;
   if (linear.element != Element::kFloat8) return MultiplyStates(w, &w->first, linear, g, "pooling");
-  Settle(w, &w->first);
   g.m = w->first.count;
   g.x = w->first.states;
   g.ldx = pitch_;

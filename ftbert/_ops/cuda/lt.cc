@@ -108,6 +108,7 @@ const Library& Lt() {
 // What a product needs, made once for each shape and kept: descriptions, layouts, algorithms.
 struct Prepared {
   std::mutex mutex;  // the bias pointer is set in `operation` before each launch
+  void* handle = nullptr;
   void* operation = nullptr;
   void *w = nullptr, *x = nullptr, *out = nullptr;
   std::vector<Heuristic> algorithms;
@@ -126,7 +127,6 @@ class Products {
     if (!p) p = Make(machine, g);
     return p.get();
   }
-  void* Handle(int device) { return handles_[device]; }
 
  private:
   using Key = std::tuple<int, int, int, int, int, int, int64_t, int64_t>;
@@ -137,6 +137,7 @@ class Products {
     auto p = std::make_unique<Prepared>();
     void*& handle = handles_[machine.device];
     if (handle == nullptr && lt.create(&handle) != 0) return p;
+    p->handle = handle;
     const int type = DataTypeOf(g.in), transpose = kOpTranspose;
     const Act act = static_cast<Act>(g.act);
     const int epilogue =
@@ -178,7 +179,7 @@ std::string LtVersion() { return LtAvailable() ? std::to_string(Lt().version()) 
 
 bool LtFits(const Gemm& g) {
   const Act act = static_cast<Act>(g.act);
-  return g.in != Element::kFloat8 && g.in == g.out_type && g.norm.states == nullptr &&
+  return g.in != Element::kFloat8 && g.in == g.out_type &&
          (g.in == Element::kFloat || g.bias_half != nullptr) &&
          (act == Act::kNone || act == Act::kRelu || (act == Act::kGeluTanh && g.in != Element::kFloat));
 }
@@ -195,7 +196,7 @@ cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_
   const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
   std::lock_guard<std::mutex> lock(p->mutex);
   if (Lt().desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) != 0) return cudaErrorUnknown;
-  const int status = Lt().matmul(AllProducts().Handle(machine.device), p->operation, &one, g.w, p->w,
+  const int status = Lt().matmul(p->handle, p->operation, &one, g.w, p->w,
                                  g.x, p->x, &zero, g.out, p->out, g.out, p->out,
                                  &p->algorithms[choice].algorithm, g.scratch, kLtScratchBytes, stream);
   return status == 0 ? cudaSuccess : cudaErrorUnknown;

@@ -12,20 +12,30 @@ namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr int kWarps = 4;  // of a CTA
+constexpr int kWarps = 4;       // of a CTA
+constexpr int kFewRows = 1024;  // up to here latency counts, not throughput
 
-// Brings gamma and beta near while the kernel before still runs.
-__device__ __forceinline__ void WarmParameters(const Norm& n) {
-  for (int i = threadIdx.x % 32 * 32; i < n.width; i += 1024) {
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(n.gamma + i));
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(n.beta + i));
+// gamma and beta of a lane's columns. A kernel over few rows reads them while the kernel before still runs: they come from
+// device memory, and nothing hides that wait later. Over many rows the registers are worth more.
+template <int kPieces>
+struct Parameters {
+  float gamma[kPieces][8], beta[kPieces][8];
+
+  __device__ __forceinline__ void Load(const Norm& n, int lane) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int column = (i * 32 + lane) * 8;
+      if (column >= n.width) continue;
+      Load8(n.gamma + column, gamma[i]);
+      Load8(n.beta + column, beta[i]);
+    }
   }
-}
+};
 
 // Normalizes the row held as x[i][c] = column (i * 32 + lane) * 8 + c and writes it. kPieces * 256 >= width.
 template <typename T, int kPieces>
-__device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n, int64_t row, int lane, T* states,
-                                          const Quantized& quantized) {
+__device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n, const Parameters<kPieces>& parameters,
+                                          int64_t row, int lane, T* states, const Quantized& quantized) {
   float sum = 0.f;
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
@@ -47,12 +57,9 @@ __device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n,
   for (int i = 0; i < kPieces; ++i) {
     const int column = (i * 32 + lane) * 8;
     if (column >= n.width) continue;
-    float gamma[8], beta[8];
-    Load8(n.gamma + column, gamma);
-    Load8(n.beta + column, beta);
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      x[i][c] = fmaf((x[i][c] - mean) * scale, gamma[c], beta[c]);
+      x[i][c] = fmaf((x[i][c] - mean) * scale, parameters.gamma[i][c], parameters.beta[i][c]);
       most = fmaxf(most, fabsf(x[i][c]));
       length = fmaf(x[i][c], x[i][c], length);
     }
@@ -116,7 +123,6 @@ __device__ void FinishAnyRow(const Value& value, const Norm& n, int64_t row, int
 template <typename T, int kPieces>
 __global__ void __launch_bounds__(kWarps * 32)
     EmbedNorm(const Embedding e, const Norm n, T* __restrict__ states, const Quantized quantized) {
-  WarmParameters(n);
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int lane = threadIdx.x % 32, t = blockIdx.x * kWarps + threadIdx.x / 32;
@@ -146,23 +152,26 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
       for (int c = 0; c < 8; ++c) x[i][c] = a[c] + b[c] + d[c];
     }
-    FinishRow<T, kPieces>(x, n, t, lane, states, quantized);
+    Parameters<kPieces> parameters;
+    parameters.Load(n, lane);
+    FinishRow<T, kPieces>(x, n, parameters, t, lane, states, quantized);
   } else {
     const auto value = [&](int i) { return ToFloat(word[i]) + ToFloat(place[i]) + ToFloat(segment[i]); };
     FinishAnyRow<T>(value, n, t, lane, states, quantized);
   }
 }
 
-template <typename T, int kPieces>
+template <typename T, int kPieces, bool kFew>
 __global__ void __launch_bounds__(kWarps * 32)
     AddNormWarpPerRow(const Norm n, int rows, T* states, const T* __restrict__ delta, const Quantized quantized) {
-  WarmParameters(n);
-  LetNextKernelStart();
-  WaitForPreviousKernel();
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= rows) return;
+  LetNextKernelStart();
   if constexpr (kPieces > 0) {
+    Parameters<kPieces> parameters;
+    if (kFew) parameters.Load(n, lane);
+    WaitForPreviousKernel();
+    if (row >= rows) return;
     float x[kPieces][8], d[kPieces][8];
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -173,13 +182,16 @@ __global__ void __launch_bounds__(kWarps * 32)
       Load8(delta + row * n.pitch + column, d[i]);
       Load8(states + row * n.pitch + column, x[i]);
     }
+    if (!kFew) parameters.Load(n, lane);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
 #pragma unroll
       for (int c = 0; c < 8; ++c) x[i][c] += d[i][c];
     }
-    FinishRow<T, kPieces>(x, n, row, lane, states, quantized);
+    FinishRow<T, kPieces>(x, n, parameters, row, lane, states, quantized);
   } else {
+    WaitForPreviousKernel();
+    if (row >= rows) return;
     // A lane reads and writes the same columns, and reads each for the last time just before it writes it.
     const auto value = [&](int i) { return ToFloat(states[row * n.pitch + i]) + ToFloat(delta[row * n.pitch + i]); };
     FinishAnyRow<T>(value, n, row, lane, states, quantized);
@@ -229,8 +241,10 @@ template <typename T>
 cudaError_t AddNormTyped(const Machine& machine, const Norm& n, int rows, void* states, const void* delta,
                          const Quantized& quantized, cudaStream_t stream) {
   return WithPieces(n.width, [&](auto tag) {
-    return Launch(RowShape(machine, rows, stream), AddNormWarpPerRow<T, decltype(tag)::value>, n, rows,
-                  static_cast<T*>(states), static_cast<const T*>(delta), quantized);
+    constexpr int kPieces = decltype(tag)::value;
+    const auto kernel = rows <= kFewRows ? AddNormWarpPerRow<T, kPieces, true> : AddNormWarpPerRow<T, kPieces, false>;
+    return Launch(RowShape(machine, rows, stream), kernel, n, rows, static_cast<T*>(states),
+                  static_cast<const T*>(delta), quantized);
   });
 }
 

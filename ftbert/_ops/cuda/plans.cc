@@ -99,7 +99,7 @@ PlanTable::PlanTable(const Machine& machine) : machine_(machine) {
 }
 
 std::string PlanTable::Header() const {
-  return std::string(kFormat) + "\t" + machine_.name + "\t" + DriverVersion() + "\t" + RuntimeVersion() + "\t" +
+  return std::string(kFormat) + "\t" + machine_.name + "\t" + DriverRelease() + "\t" + RuntimeVersion() + "\t" +
          std::to_string(kKernels);
 }
 
@@ -108,7 +108,7 @@ PlanTable::Key PlanTable::KeyOf(const Gemm& g) {
 }
 
 Plan PlanTable::Find(const Gemm& g) const {
-  if (g.norm.states == nullptr) {
+  {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = plans_.find(KeyOf(g));
     if (found != plans_.end()) return found->second;

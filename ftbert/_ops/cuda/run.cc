@@ -13,7 +13,6 @@ constexpr int kGraphTokens = 4096;    // beyond, launching costs nothing next to
 constexpr size_t kGraphs = 32;        // of a workspace, each some hundred KiB
 constexpr int kPinnedTokens = 1024;   // up to here the card reads its inputs from host memory: no copy to wait for
 constexpr size_t kPinnedLogits = 64 << 10;
-constexpr int kSpareTokens = 256;     // rows of the second place of the states (see Rows::spare)
 
 // Sizes within a bucket share a graph.
 int TokenBucket(int tokens) {
@@ -82,7 +81,6 @@ size_t CudaBackend::Arrange(uint8_t* arena, int tokens, int rows, Slots* s) cons
   const auto arrange_rows = [&](Rows* r, int count) {
     *r = Rows();
     r->states = take(line * count);
-    r->spare = take(line * std::min(count, kSpareTokens));
     r->delta = take(line * count);
     if (precision_ == Precision::kFloat8) {
       r->quantized.values = take(static_cast<size_t>(pitch_) * count);
@@ -160,8 +158,6 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   Arrange(w->arena.data(), w->token_room, w->row_room, w);
   w->all.count = tokens;
   w->first.count = rows;
-  if (tokens > kSpareTokens) w->all.spare = nullptr;
-  if (rows > kSpareTokens) w->first.spare = nullptr;
 
   auto* token = reinterpret_cast<Token*>(w->pinned);
   auto* row = reinterpret_cast<int2*>(token + tokens);
@@ -197,8 +193,6 @@ Status CudaBackend::RunLoop(CudaWorkspace* w, const std::function<void()>& loop)
   w->last_sequence.swap(w->sequence);
   w->sequence.clear();
   loop();
-  Settle(w, &w->first);
-  if (w->shape.all_tokens) Settle(w, &w->all);
   return FromCuda(w->error, w->failed);
 }
 
@@ -227,18 +221,13 @@ Status CudaBackend::Execute(Workspace* workspace, const std::function<void()>& l
     const Status status = Record(w, graph, loop);
     if (!status.ok()) return status;
   }
-  w->all.states = graph->all_states;
-  w->first.states = graph->first_states;
   return FromCuda(cudaGraphLaunch(graph->run, w->stream), "launching a graph");
 }
 
 // Recorded twice: the first pass tells which weights follow which, the second reaches ahead for them.
 Status CudaBackend::Record(CudaWorkspace* w, RecordedGraph* graph, const std::function<void()>& loop) {
   std::lock_guard<std::mutex> quiet(RecordingMutex());
-  const Rows all = w->all, first = w->first;
   for (int pass = 0; pass < 2; ++pass) {
-    w->all = all;
-    w->first = first;
     cudaError_t error = cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeRelaxed);
     if (error != cudaSuccess) return FromCuda(error, "recording a graph");
     const Status status = RunLoop(w, loop);
@@ -252,8 +241,6 @@ Status CudaBackend::Record(CudaWorkspace* w, RecordedGraph* graph, const std::fu
       return status.ok() ? FromCuda(error, "recording a graph") : status;
     }
   }
-  graph->all_states = w->all.states;
-  graph->first_states = w->first.states;
   return Status();
 }
 
