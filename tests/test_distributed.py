@@ -170,7 +170,9 @@ def test_ray_serve_answers_and_scales(cluster, model):
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        application = deployment(model, min_replicas=1, max_replicas=2, target_requests=2, num_cpus=0.5)
+        application = deployment(
+            model, min_replicas=1, max_replicas=2, target_requests=2, upscale_delay_s=1, num_cpus=0.5
+        )
         handle = serve.run(application, name="app", route_prefix="/")
         with FastBertClassifier.load(model, runtime="direct", device="cpu") as classifier:
             texts = texts_of(200, seed=1)
@@ -189,8 +191,22 @@ def test_ray_serve_answers_and_scales(cluster, model):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(urllib.request.Request(request.full_url, b"{", dict(request.headers)), timeout=30)
         assert caught.value.code == 400
+        assert _replicas_under_load(serve, handle) == 2
     finally:
         serve.shutdown()
+
+
+def _replicas_under_load(serve, handle):
+    """Keeps forty requests under way until a second replica runs, or a minute is over."""
+    running = 0
+    end = time.monotonic() + 60
+    while running < 2 and time.monotonic() < end:
+        answers = [handle.predict.remote(["abc " * 20] * 200) for _ in range(40)]
+        for answer in answers:
+            answer.result(timeout_s=60)
+        states = serve.status().applications["app"].deployments["ftbert"].replica_states
+        running = sum(count for state, count in states.items() if getattr(state, "value", state) == "RUNNING")
+    return running
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ def deployment(
     min_replicas: int = 1,
     max_replicas: int = 8,
     target_requests: float = 32,
+    upscale_delay_s: float = 10,
     num_cpus: float = 1,
     num_gpus: float = 0,
     max_requests: int = 256,
@@ -30,6 +31,7 @@ def deployment(
         min_replicas, max_replicas: bounds of the autoscaling.
         target_requests: requests under way at a replica that the autoscaling aims at. A replica batches what it has,
             so this is also the batch size that it works with under load.
+        upscale_delay_s: how long the load must last before a replica is added.
         num_cpus, num_gpus: of one replica. On CPUs a replica uses `num_cpus` threads.
         max_requests: requests that a replica may have under way; more wait at the caller.
         ray_options: further arguments of `ray.serve.deployment`.
@@ -50,8 +52,11 @@ def deployment(
         options.setdefault("threads", max(1, int(num_cpus)))
     settings = ServeOptions(**options)
     scaling = {
-        "min_replicas": min_replicas, "max_replicas": max_replicas, "target_ongoing_requests": target_requests,
-    }  # fmt: skip
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "target_ongoing_requests": target_requests,
+        "upscale_delay_s": upscale_delay_s,
+    }
     made = serve.deployment(
         _Replica,
         name=name,
