@@ -1,8 +1,11 @@
 """The servers that serve_load.py compares, each in a process of its own: serve_apps.py KIND FOLDER JSON-OPTIONS.
 
-KIND is "ftbert" (ftbert.serving), "one_by_one" (a plain FastAPI app: each request calls predict with its own texts), or
-"padded" (ftbert.serving, but every row is filled up to max_length as bert-as-service does; it shows what padding costs,
-its answers are not those of the texts).
+KIND is one of
+    ftbert      ftbert.serving
+    one_by_one  a plain FastAPI app: each request calls predict with its own texts
+    padded      ftbert.serving, but every row is filled up to max_length as bert-as-service does; it shows what padding
+                costs, its answers are not those of the texts
+    no_engine   ftbert.serving with an engine that answers zeros at once
 """
 
 import json
@@ -65,12 +68,17 @@ def main():
     classifier = FastBertClassifier.load(folder, runtime="direct", **load)
     if kind == "one_by_one":
         one_by_one(classifier, 0)
+    elif kind == "no_engine":
+        from ftbert.serving import run
+
+        classifier.predict_ids = lambda batch: np.zeros((batch.num_rows, len(classifier.labels)), np.float32)
+        run({"default": classifier}, port=0, **options)
     elif kind == "padded":
         from ftbert.serving import run
 
         run({"default": padded(classifier)}, port=0, **options)
     else:
-        sys.exit("KIND: expected ftbert, one_by_one or padded, got %r." % kind)
+        sys.exit("KIND: expected ftbert, one_by_one, padded or no_engine, got %r." % kind)
 
 
 main()
