@@ -1,98 +1,25 @@
 // Every CUDA kernel against plain loops on the card: fresh random inputs, odd sizes, outputs poisoned with NaN first.
 //
-//   cuda_kernels_check [seed]          checks; exit status 1 when one fails
-//   cuda_kernels_check time [tokens..] times every plan at BERT-base's products
+//   cuda_kernels_check [seed [small]]   exit status 1 when one fails; small: few and small cases, for a sanitizer
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "cuda/common.cuh"
-#include "cuda/gemm.h"
 #include "cuda/kernels.h"
 #include "cuda/lt.h"
+#include "cuda_matrix.cuh"
 
 using namespace ftbert;
 using namespace ftbert::cuda;
+using namespace ftbert_test;
 
 namespace {
 
 int failures = 0;
-std::mt19937 generator;
-
-#define CHECK_CUDA(call)                                                                               \
-  do {                                                                                                 \
-    const cudaError_t result = (call);                                                                 \
-    if (result != cudaSuccess) {                                                                       \
-      std::printf("FAIL %s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result));       \
-      std::exit(1);                                                                                    \
-    }                                                                                                  \
-  } while (0)
-
-// Device memory with its host copy as floats.
-struct Matrix {
-  Element element;
-  int64_t rows, columns;
-  std::vector<float> host;  // what the device holds, after rounding
-  void* device = nullptr;
-
-  Matrix(Element e, int64_t r, int64_t c) : element(e), rows(r), columns(c), host(r * c) {
-    CHECK_CUDA(cudaMalloc(&device, std::max<int64_t>(r * c * ElementBytes(e), 16)));
-  }
-  ~Matrix() { cudaFree(device); }
-  Matrix(const Matrix&) = delete;
-
-  void Upload() {
-    std::vector<uint8_t> bytes(host.size() * ElementBytes(element));
-    for (size_t i = 0; i < host.size(); ++i) {
-      if (element == Element::kFloat) {
-        std::memcpy(&bytes[4 * i], &host[i], 4);
-      } else if (element == Element::kHalf) {
-        const Half h = __float2half(host[i]);
-        std::memcpy(&bytes[2 * i], &h, 2);
-        host[i] = __half2float(h);
-      } else if (element == Element::kBFloat) {
-        const BFloat h = __float2bfloat16(host[i]);
-        std::memcpy(&bytes[2 * i], &h, 2);
-        host[i] = __bfloat162float(h);
-      } else {
-        const Float8 h(host[i]);
-        std::memcpy(&bytes[i], &h, 1);
-        host[i] = static_cast<float>(h);
-      }
-    }
-    CHECK_CUDA(cudaMemcpy(device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
-  }
-  void Random(float scale) {
-    std::normal_distribution<float> normal(0.f, scale);
-    for (float& v : host) v = normal(generator);
-    Upload();
-  }
-  void Poison() { CHECK_CUDA(cudaMemset(device, 0xff, rows * columns * ElementBytes(element))); }  // NaN in each type
-  std::vector<float> Download() const {
-    std::vector<uint8_t> bytes(host.size() * ElementBytes(element));
-    CHECK_CUDA(cudaMemcpy(bytes.data(), device, bytes.size(), cudaMemcpyDeviceToHost));
-    std::vector<float> out(host.size());
-    for (size_t i = 0; i < out.size(); ++i) {
-      if (element == Element::kFloat) {
-        std::memcpy(&out[i], &bytes[4 * i], 4);
-      } else if (element == Element::kFloat8) {
-        Float8 h;
-        std::memcpy(&h, &bytes[i], 1);
-        out[i] = static_cast<float>(h);
-      } else {
-        uint16_t h;
-        std::memcpy(&h, &bytes[2 * i], 2);
-        out[i] = element == Element::kHalf ? __half2float(__ushort_as_half(h))
-                                           : __bfloat162float(__ushort_as_bfloat16(h));
-      }
-    }
-    return out;
-  }
-};
 
 float Tolerance(Element e) {
   return e == Element::kFloat ? 3e-6f : (e == Element::kHalf ? 8e-4f : (e == Element::kBFloat ? 5e-3f : 5e-2f));
@@ -299,154 +226,10 @@ void CheckNorm(const Machine& machine, Element element, int rows, int width, flo
   if (q.values != nullptr) Report(what + " fp8", expected, got8, Tolerance(Element::kFloat8));
 }
 
-// Median time in microseconds of each plan, over weights that do not fit into L2 together, in a graph.
-void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act, const char* name) {
-  constexpr int kCopies = 24;
-  Matrix x(in, m, k), w(in, static_cast<int64_t>(n) * kCopies, k), bias(Element::kFloat, 1, n), out(out_type, m, n);
-  Matrix ones(Element::kFloat, 1, std::max(n, m));
-  x.Random(1.f), bias.Random(1.f);
-  {
-    std::vector<uint8_t> bytes(static_cast<size_t>(n) * k * kCopies * ElementBytes(in));
-    for (size_t i = 0; i < bytes.size(); ++i)
-      bytes[i] = generator() & (in == Element::kFloat8 ? 0xbf : (i % 2 ? 0xb3 : 0xff));
-    CHECK_CUDA(cudaMemcpy(w.device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
-  }
-  for (float& v : ones.host) v = 0.05f;
-  ones.Upload();
-  Matrix bias_half(Element::kHalf, 1, n), scratch(Element::kFloat, 1, kLtScratchBytes / 4);
-  bias_half.Random(1.f);
-  Gemm g;
-  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = out_type, g.act = act;
-  g.x = x.device, g.ldx = k, g.bias = static_cast<float*>(bias.device), g.out = out.device, g.ldo = n;
-  g.bias_half = bias_half.device, g.scratch = scratch.device, g.scratch_bytes = kLtScratchBytes;
-  if (in == Element::kFloat8) g.x_scale.values = g.w_scale = static_cast<float*>(ones.device);
-  if (out_type == Element::kFloat8) g.out_scale.values = static_cast<float*>(ones.device);
-  cudaStream_t stream;
-  CHECK_CUDA(cudaStreamCreate(&stream));
-  cudaEvent_t a, b;
-  cudaEventCreate(&a), cudaEventCreate(&b);
-  std::vector<std::pair<float, std::string>> table;
-  const Plan chosen = PlanFor(machine, g);
-  float chosen_time = 0;
-  for (const Plan& plan : Candidates(machine, g)) {
-    if (plan.family == Family::kMma && m > 256) continue;
-    cudaGraph_t graph;
-    cudaGraphExec_t run;
-    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    bool good = true;
-    for (int i = 0; i < kCopies; ++i) {
-      g.w = static_cast<uint8_t*>(w.device) + static_cast<size_t>(i) * n * k * ElementBytes(in);
-      good = good && RunGemm(machine, plan, g, stream) == cudaSuccess;
-    }
-    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-    if (!good) {
-      std::printf("%s does not launch: %s\n", PlanName(plan).c_str(), cudaGetErrorString(cudaGetLastError()));
-      continue;
-    }
-    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
-    std::vector<float> times;
-    for (int i = 0; i < 6; ++i) {
-      cudaEventRecord(a, stream);
-      CHECK_CUDA(cudaGraphLaunch(run, stream));
-      cudaEventRecord(b, stream);
-      CHECK_CUDA(cudaStreamSynchronize(stream));
-      float ms;
-      cudaEventElapsedTime(&ms, a, b);
-      times.push_back(ms * 1e3f / kCopies);
-    }
-    std::sort(times.begin(), times.end());
-    table.push_back({times[2], PlanName(plan)});
-    if (plan == chosen) chosen_time = times[2];
-    cudaGraphExecDestroy(run);
-    cudaGraphDestroy(graph);
-  }
-  std::sort(table.begin(), table.end());
-  std::printf("TIME %s %s m=%d n=%d k=%d: chosen %s %.2f us", in == Element::kFloat8 ? "fp8" : "fp16", name, m, n, k,
-              PlanName(chosen).c_str(), chosen_time);
-  for (size_t i = 0; i < table.size() && i < 6; ++i) {
-    std::printf(" | %s %.2f (%.0f)", table[i].second.c_str(), table[i].first, 2e-6 * m * n * k / table[i].first);
-  }
-  std::printf("\n");
-  std::fflush(stdout);
-  cudaStreamDestroy(stream);
-}
-
-void TimeAttention(const Machine& machine, int rows, int length) {
-  const int tokens = rows * length;
-  Matrix qkv(Element::kHalf, tokens, 2304), context(Element::kHalf, tokens, 768);
-  qkv.Random(1.f);
-  std::vector<int2> ranges(tokens);
-  for (int t = 0; t < tokens; ++t) ranges[t] = make_int2(t / length * length, t / length * length + length);
-  int2* device_ranges;
-  CHECK_CUDA(cudaMalloc(&device_ranges, sizeof(int2) * tokens));
-  CHECK_CUDA(cudaMemcpy(device_ranges, ranges.data(), sizeof(int2) * tokens, cudaMemcpyHostToDevice));
-  Attention a;
-  a.qkv = qkv.device, a.ld = 2304, a.part = 768, a.ranges = device_ranges, a.count = tokens, a.heads = 12;
-  a.head_size = 64, a.context = context.device, a.ld_context = 768;
-  Matrix gamma(Element::kFloat, 1, 768);
-  gamma.Random(1.f);
-  Norm n;
-  n.gamma = n.beta = static_cast<float*>(gamma.device);
-  n.epsilon = 1e-12f, n.width = 768, n.pitch = 768;
-  cudaEvent_t e[2];
-  cudaEventCreate(&e[0]), cudaEventCreate(&e[1]);
-  cudaStream_t stream;
-  CHECK_CUDA(cudaStreamCreate(&stream));
-  for (int kind = 0; kind < 2; ++kind) {
-    cudaGraph_t graph;
-    cudaGraphExec_t run;
-    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < 10; ++i) {
-      if (kind == 0) CHECK_CUDA(RunAttention(machine, Element::kHalf, a, stream));
-      if (kind == 1)
-        CHECK_CUDA(RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream));
-    }
-    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
-    float ms = 0;
-    for (int i = 0; i < 5; ++i) {
-      cudaEventRecord(e[0], stream);
-      CHECK_CUDA(cudaGraphLaunch(run, stream));
-      cudaEventRecord(e[1], stream);
-      CHECK_CUDA(cudaStreamSynchronize(stream));
-      cudaEventElapsedTime(&ms, e[0], e[1]);
-    }
-    std::printf("TIME %s %d x %d: %.2f us\n", kind ? "norm" : "attention", rows, length, ms * 100);
-  }
-  std::fflush(stdout);
-  cudaFree(device_ranges);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return std::getenv("FTBERT_REQUIRE_GPU") != nullptr ? 1 : 77;
-  }
-  Machine machine;
-  cudaDeviceProp properties;
-  CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
-  machine.sms = properties.multiProcessorCount;
-  machine.capability = properties.major * 10 + properties.minor;
-  machine.hopper = machine.capability == 90;
-  machine.dependent_launch = machine.capability >= 90;
-  if (argc > 1 && !std::strcmp(argv[1], "time")) {
-    std::vector<int> counts;
-    for (int i = 2; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
-    for (int rows : {1, 8, 32, 256}) TimeAttention(machine, rows, 128);
-    TimeAttention(machine, 1, 32), TimeAttention(machine, 500, 32), TimeAttention(machine, 32, 384);
-    for (int m : counts) {
-      for (Element in : {Element::kHalf, Element::kFloat8}) {
-        TimeGemm(machine, in, Element::kHalf, m, 2304, 768, 0, "qkv");
-        if (in == Element::kHalf) TimeGemm(machine, in, Element::kHalf, m, 768, 768, 0, "out");
-        TimeGemm(machine, in, in, m, 3072, 768, 2, "up");
-        TimeGemm(machine, in, Element::kHalf, m, 768, 3072, 0, "down");
-      }
-    }
-    return 0;
-  }
+  const Machine machine = FirstCard();
   generator.seed(argc > 1 ? std::atoi(argv[1]) : std::random_device()());
   const bool small = argc > 2;  // under a sanitizer
   int act = 0;

@@ -20,8 +20,8 @@ bool SplitFits(const Gemm& g, int tokens, int split) {
   return slices >= 1 && slices <= kMostSlices && split <= Slices(g) && slices * (64 + tokens) * 128 <= 224 * 1024;
 }
 
-// One CTA for each 64 outputs; K is split over a cluster only where it does not fit into one multiprocessor. Tiles of few
-// tokens while every CTA still finds a multiprocessor of its own.
+// One CTA for each 64 outputs; K is split over a cluster only where it does not fit into one multiprocessor. Tiles of
+// few tokens while every CTA still finds a multiprocessor of its own.
 Plan SplitPlan(const Machine& machine, const Gemm& g) {
   Plan widest{Family::kSplit, 0, 0};
   for (int variant = 0; variant < kSplitVariants; ++variant) {
@@ -35,8 +35,8 @@ Plan SplitPlan(const Machine& machine, const Gemm& g) {
   return widest;
 }
 
-// Measured on an H100, in microseconds: a 128-byte slice of K; what a tile takes besides, with an activation on top; and what
-// the first wave cannot hide behind another. A tile that alternates hides its end behind the other warpgroup's products.
+// Measured on an H100, in microseconds: a 128-byte slice of K; what a tile takes besides, and an activation on top;
+// what the first wave cannot hide behind another. A tile that alternates hides its end behind the other's products.
 struct WgmmaCost {
   float slice, tile, activation, alone;
 };

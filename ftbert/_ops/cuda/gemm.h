@@ -85,8 +85,8 @@ Plan PlanFor(const Machine& machine, const Gemm& gemm);
 std::vector<Plan> Candidates(const Machine& machine, const Gemm& gemm);
 std::string PlanName(const Plan& plan);
 
-// Whether the code that runs on the current card has Hopper's own instructions (built for 90a; for 90 it has not, and the
-// kernels that need them are empty).
+// Whether the code that runs on the current card has Hopper's own instructions (built for 90a; for 90 it has not, and
+// the kernels that need them are empty).
 cudaError_t FindHopperCode(bool* built);
 
 // One per family (gemm_<family>.cu).

@@ -76,8 +76,8 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
 // Grid (split, outputs / 64, tokens / kTokens), clusters of split CTAs.
 template <typename In, typename Out, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
-    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map, const EpilogueArgs e,
-               const void* prefetch, int64_t prefetch_bytes) {
+    GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+               const EpilogueArgs e, const void* prefetch, int64_t prefetch_bytes) {
 #if FTBERT_HOPPER
   constexpr int kSlice = 128 / sizeof(In);
   constexpr int kSliceBytes = (kOutputs + kTokens) * 128;

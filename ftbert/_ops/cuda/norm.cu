@@ -15,8 +15,8 @@ namespace {
 constexpr int kWarps = 4;       // of a CTA
 constexpr int kFewRows = 1024;  // up to here latency counts, not throughput
 
-// gamma and beta of a lane's columns. A kernel over few rows reads them while the kernel before still runs: they come from
-// device memory, and nothing hides that wait later. Over many rows the registers are worth more.
+// gamma and beta of a lane's columns. A kernel over few rows reads them while the kernel before still runs: they come
+// from device memory, and nothing hides that wait later. Over many rows the registers are worth more.
 template <int kPieces>
 struct Parameters {
   float gamma[kPieces][8], beta[kPieces][8];

@@ -1,0 +1,157 @@
+// Times every CUDA kernel that can run BERT-base's products, attention and layer norm: docs/roofline.md's table.
+//
+//   bench_cuda_kernels [tokens ...]
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/kernels.h"
+#include "cuda/lt.h"
+#include "cuda_matrix.cuh"
+
+using namespace ftbert;
+using namespace ftbert::cuda;
+using namespace ftbert_test;
+
+namespace {
+
+// Median time in microseconds of each plan, over weights that do not fit into L2 together, in a graph.
+void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act, const char* name) {
+  constexpr int kCopies = 24;
+  Matrix x(in, m, k), w(in, static_cast<int64_t>(n) * kCopies, k), bias(Element::kFloat, 1, n), out(out_type, m, n);
+  Matrix ones(Element::kFloat, 1, std::max(n, m));
+  x.Random(1.f), bias.Random(1.f);
+  {
+    std::vector<uint8_t> bytes(static_cast<size_t>(n) * k * kCopies * ElementBytes(in));
+    for (size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = generator() & (in == Element::kFloat8 ? 0xbf : (i % 2 ? 0xb3 : 0xff));
+    CHECK_CUDA(cudaMemcpy(w.device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+  }
+  for (float& v : ones.host) v = 0.05f;
+  ones.Upload();
+  Matrix bias_half(Element::kHalf, 1, n), scratch(Element::kFloat, 1, kLtScratchBytes / 4);
+  bias_half.Random(1.f);
+  Gemm g;
+  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = out_type, g.act = act;
+  g.x = x.device, g.ldx = k, g.bias = static_cast<float*>(bias.device), g.out = out.device, g.ldo = n;
+  g.bias_half = bias_half.device, g.scratch = scratch.device, g.scratch_bytes = kLtScratchBytes;
+  if (in == Element::kFloat8) g.x_scale.values = g.w_scale = static_cast<float*>(ones.device);
+  if (out_type == Element::kFloat8) g.out_scale.values = static_cast<float*>(ones.device);
+  cudaStream_t stream;
+  CHECK_CUDA(cudaStreamCreate(&stream));
+  cudaEvent_t a, b;
+  cudaEventCreate(&a), cudaEventCreate(&b);
+  std::vector<std::pair<float, std::string>> table;
+  const Plan chosen = PlanFor(machine, g);
+  float chosen_time = 0;
+  for (const Plan& plan : Candidates(machine, g)) {
+    if (plan.family == Family::kMma && m > 256) continue;
+    cudaGraph_t graph;
+    cudaGraphExec_t run;
+    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    bool good = true;
+    for (int i = 0; i < kCopies; ++i) {
+      g.w = static_cast<uint8_t*>(w.device) + static_cast<size_t>(i) * n * k * ElementBytes(in);
+      good = good && RunGemm(machine, plan, g, stream) == cudaSuccess;
+    }
+    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    if (!good) {
+      std::printf("%s does not launch: %s\n", PlanName(plan).c_str(), cudaGetErrorString(cudaGetLastError()));
+      continue;
+    }
+    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 6; ++i) {
+      cudaEventRecord(a, stream);
+      CHECK_CUDA(cudaGraphLaunch(run, stream));
+      cudaEventRecord(b, stream);
+      CHECK_CUDA(cudaStreamSynchronize(stream));
+      float ms;
+      cudaEventElapsedTime(&ms, a, b);
+      times.push_back(ms * 1e3f / kCopies);
+    }
+    std::sort(times.begin(), times.end());
+    table.push_back({times[2], PlanName(plan)});
+    if (plan == chosen) chosen_time = times[2];
+    cudaGraphExecDestroy(run);
+    cudaGraphDestroy(graph);
+  }
+  std::sort(table.begin(), table.end());
+  std::printf("TIME %s %s m=%d n=%d k=%d: chosen %s %.2f us", in == Element::kFloat8 ? "fp8" : "fp16", name, m, n, k,
+              PlanName(chosen).c_str(), chosen_time);
+  for (size_t i = 0; i < table.size() && i < 6; ++i) {
+    std::printf(" | %s %.2f (%.0f)", table[i].second.c_str(), table[i].first, 2e-6 * m * n * k / table[i].first);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+  cudaStreamDestroy(stream);
+}
+
+void TimeAttention(const Machine& machine, int rows, int length) {
+  const int tokens = rows * length;
+  Matrix qkv(Element::kHalf, tokens, 2304), context(Element::kHalf, tokens, 768);
+  qkv.Random(1.f);
+  std::vector<int2> ranges(tokens);
+  for (int t = 0; t < tokens; ++t) ranges[t] = make_int2(t / length * length, t / length * length + length);
+  int2* device_ranges;
+  CHECK_CUDA(cudaMalloc(&device_ranges, sizeof(int2) * tokens));
+  CHECK_CUDA(cudaMemcpy(device_ranges, ranges.data(), sizeof(int2) * tokens, cudaMemcpyHostToDevice));
+  Attention a;
+  a.qkv = qkv.device, a.ld = 2304, a.part = 768, a.ranges = device_ranges, a.count = tokens, a.heads = 12;
+  a.head_size = 64, a.context = context.device, a.ld_context = 768;
+  Matrix gamma(Element::kFloat, 1, 768);
+  gamma.Random(1.f);
+  Norm n;
+  n.gamma = n.beta = static_cast<float*>(gamma.device);
+  n.epsilon = 1e-12f, n.width = 768, n.pitch = 768;
+  cudaEvent_t e[2];
+  cudaEventCreate(&e[0]), cudaEventCreate(&e[1]);
+  cudaStream_t stream;
+  CHECK_CUDA(cudaStreamCreate(&stream));
+  for (int kind = 0; kind < 2; ++kind) {
+    cudaGraph_t graph;
+    cudaGraphExec_t run;
+    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < 10; ++i) {
+      if (kind == 0) CHECK_CUDA(RunAttention(machine, Element::kHalf, a, stream));
+      if (kind == 1)
+        CHECK_CUDA(RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream));
+    }
+    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
+    float ms = 0;
+    for (int i = 0; i < 5; ++i) {
+      cudaEventRecord(e[0], stream);
+      CHECK_CUDA(cudaGraphLaunch(run, stream));
+      cudaEventRecord(e[1], stream);
+      CHECK_CUDA(cudaStreamSynchronize(stream));
+      cudaEventElapsedTime(&ms, e[0], e[1]);
+    }
+    std::printf("TIME %s %d x %d: %.2f us\n", kind ? "norm" : "attention", rows, length, ms * 100);
+  }
+  std::fflush(stdout);
+  cudaFree(device_ranges);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Machine machine = FirstCard();
+  std::vector<int> counts;
+  for (int i = 1; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
+  for (int rows : {1, 8, 32, 256}) TimeAttention(machine, rows, 128);
+  TimeAttention(machine, 1, 32), TimeAttention(machine, 500, 32), TimeAttention(machine, 32, 384);
+  for (int m : counts) {
+    for (Element in : {Element::kHalf, Element::kFloat8}) {
+      TimeGemm(machine, in, Element::kHalf, m, 2304, 768, 0, "qkv");
+      if (in == Element::kHalf) TimeGemm(machine, in, Element::kHalf, m, 768, 768, 0, "out");
+      TimeGemm(machine, in, in, m, 3072, 768, 2, "up");
+      TimeGemm(machine, in, Element::kHalf, m, 768, 3072, 0, "down");
+    }
+  }
+  return 0;
+}
