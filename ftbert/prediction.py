@@ -16,24 +16,36 @@ class Prediction:
         label: the best label.
         score: its score, in [0, 1].
         truncated: whether the text lost pieces to max_length.
-        top: the best `top_k` labels with their scores, best first.
     """
 
-    __slots__ = ("label", "score", "top", "truncated", "_labels", "_row")
+    __slots__ = ("label", "score", "truncated", "_labels", "_scores", "_row", "_top_k")
 
     def __init__(
-        self, labels: Sequence[str], row: np.ndarray, truncated: bool, top: Tuple[Tuple[str, float], ...]
+        self, label: str, score: float, truncated: bool, labels: Sequence[str], scores: np.ndarray, row: int, top_k: int
     ) -> None:
-        self.label, self.score = top[0]
-        self.top = top
+        """Row `row` of `scores` (B, C) belongs to this text. What is seldom asked for is made when it is."""
+        self.label = label
+        self.score = score
         self.truncated = truncated
         self._labels = labels
+        self._scores = scores
         self._row = row
+        self._top_k = top_k
 
     @property
     def scores(self) -> Dict[str, float]:
-        """Every label's score, in the order of the model's labels; made when it is asked for."""
-        return dict(zip(self._labels, self._row.tolist()))
+        """Every label's score, in the order of the model's labels."""
+        return dict(zip(self._labels, self._scores[self._row].tolist()))
+
+    @property
+    def top(self) -> List[Tuple[str, float]]:
+        """The best `top_k` labels with their scores, best first."""
+        if self._top_k == 1:
+            return [(self.label, self.score)]
+        scores = self._scores[self._row]
+        # A stable sort of the negatives: equal scores stand in the labels' order, as with argmax.
+        best = np.argsort(-scores, kind="stable")[: self._top_k]
+        return [(self._labels[index], score) for index, score in zip(best.tolist(), scores[best].tolist())]
 
     def __repr__(self) -> str:
         more = "".join(", %s=%.4f" % item for item in self.top[1:])
@@ -52,8 +64,9 @@ class Prediction:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
-        # A row is a view of the whole batch's scores: a pickle must not carry the others'.
-        return Prediction, (list(self._labels), self._row.copy(), self.truncated, self.top)
+        # The scores are the whole batch's: a pickle must not carry those of other texts.
+        row = self._scores[self._row][np.newaxis].copy()
+        return Prediction, (self.label, self.score, self.truncated, list(self._labels), row, 0, self._top_k)
 
 
 def scores_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -79,13 +92,9 @@ def predictions_from_scores(
     """
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise InputError("top_k: expected an integer of at least 1, got %r." % (top_k,))
-    if top_k == 1:
-        best = scores.argmax(axis=-1)[:, np.newaxis]
-    else:
-        # A stable sort of the negatives: equal scores stand in the labels' order, as with argmax.
-        best = np.argsort(-scores, axis=-1, kind="stable")[:, :top_k]
-    values = np.take_along_axis(scores, best, axis=-1).tolist()
+    best = scores.argmax(axis=-1)
+    values = scores[np.arange(len(scores)), best].tolist()
     return [
-        Prediction(labels, row, cut, tuple([(labels[index], score) for index, score in zip(indices, row_values)]))
-        for row, cut, indices, row_values in zip(scores, truncated.tolist(), best.tolist(), values)
+        Prediction(labels[index], score, cut, labels, scores, row, top_k)
+        for row, (index, score, cut) in enumerate(zip(best.tolist(), values, truncated.tolist()))
     ]

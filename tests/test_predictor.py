@@ -84,7 +84,7 @@ def test_prediction_record(classifier):
     (plain,) = classifier.predict(["卡丢了"])
     (full,) = classifier.predict(["卡丢了"], top_k=3)
     (more,) = classifier.predict(["卡丢了"], top_k=99)
-    assert plain == full and plain.top == full.top[:1] and full.top == more.top
+    assert plain == full and plain.top == full.top[:1] and full.top == more.top and len(full.top) == 3
     assert list(plain.scores) == classifier.labels and sum(plain.scores.values()) == pytest.approx(1, abs=1e-6)
     assert [label for label, _ in full.top] == sorted(plain.scores, key=plain.scores.get, reverse=True)
     assert plain.label == full.top[0][0] and plain.score == plain.scores[plain.label] and not plain.truncated
