@@ -1,5 +1,5 @@
--- wrk script: random bodies from a file of lines; with a third argument, exponential pauses of that mean (ms) between the
--- requests of a connection, so that many connections together make a Poisson stream. Prints one line of JSON at the end.
+-- wrk script: random bodies from a file of lines; with a third argument, exponential pauses of that mean (ms) between
+-- the requests of a connection, so that many connections together make a Poisson stream. Prints one line of JSON.
 local bodies = {}
 local pause = 0
 

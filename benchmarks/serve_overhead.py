@@ -1,9 +1,9 @@
-"""What serving costs beside the engine: processor time of the server for a request and for a text, and of the tokenizer.
+"""What serving costs beside the engine: processor time of the server for a request and for a text, and of a tokenizer.
 
     python benchmarks/serve_overhead.py
 
-Writes results/serve_overhead.json. The engine is replaced by one that answers zeros at once. Processor time, not elapsed
-time, so that other work on the machine matters little; the rates are what one core could do.
+Writes results/serve_overhead.json. The engine is replaced by one that answers zeros at once. Processor time, not
+elapsed time, so that other work on the machine matters little; the rates are what one core could do.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import tempfile
 import time
 
 import common
-from serve_load import MODELS, Server, random_texts, wrk, write_bodies
+from serve_load import MODELS, Server, random_texts, write_bodies, wrk
 
 
 def process_seconds(pid):
