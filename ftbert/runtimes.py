@@ -236,8 +236,10 @@ def device_kind(device: str) -> str:
 
 def _cuda_devices() -> List[str]:
     """The usable cards, as device names."""
-    devices = describe_machine().get("cuda", {}).get("devices") or []
-    return ["cuda:%d" % index for index, card in enumerate(devices) if not card.get("problem")]
+    cuda = describe_machine().get("cuda", {})
+    if cuda.get("problem"):
+        return []
+    return ["cuda:%d" % card["index"] for card in cuda.get("devices", []) if card.get("usable")]
 
 
 def choose_devices(device: str, devices: Union[str, Sequence[str], None]) -> List[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tolerances import RUNTIME_TOLERANCE
 
-from ftbert import FastBertClassifier, Prediction
+from ftbert import FastBertClassifier, Prediction, runtimes
 from ftbert.batching import pack
 from ftbert.errors import CheckpointError, ClosedError, ConfigError, InputError, UnavailableError
 from ftbert.prediction import predictions_from_scores, scores_from_logits
@@ -290,6 +290,25 @@ def test_wrong_ids_are_the_callers_error(google, runtime):
 def test_wrong_options(google, options, message):
     with pytest.raises(ConfigError, match=message):
         FastBertClassifier.load(str(google[0]), **dict({"device": "cpu", "runtime": "direct"}, **options))
+
+
+CARDS = [{"index": 0, "name": "old", "usable": False}, {"index": 1, "usable": True}, {"index": 2, "usable": True}]
+
+
+@pytest.mark.parametrize(
+    "cuda, automatic, everything",
+    [
+        ({"devices": [], "problem": "no driver"}, ["cpu"], ["cpu"]),
+        ({"devices": CARDS, "problem": None}, ["cuda:1"], ["cuda:1", "cuda:2"]),
+        ({"devices": CARDS, "problem": "no cuBLASLt"}, ["cpu"], ["cpu"]),
+        ({"devices": CARDS[:1], "problem": None}, ["cpu"], ["cpu"]),
+    ],
+)
+def test_auto_takes_a_card_that_can_be_used(monkeypatch, cuda, automatic, everything):
+    monkeypatch.setattr(runtimes, "describe_machine", lambda: {"cpu": {}, "cuda": cuda})
+    assert runtimes.choose_devices("auto", None) == automatic
+    assert runtimes.choose_devices("auto", "all") == everything
+    assert runtimes.choose_devices("cuda:7", None) == ["cuda:7"]  # named: never replaced
 
 
 @pytest.mark.parametrize("device", ["cuda:97", "tpu", ""])
