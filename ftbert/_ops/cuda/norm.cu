@@ -32,9 +32,10 @@ struct Parameters {
   }
 };
 
-// Normalizes the row held as x[i][c] = column (i * 32 + lane) * 8 + c and writes it. kPieces * 256 >= width.
-template <typename T, int kPieces>
-__device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n, const Parameters<kPieces>& parameters,
+// Normalizes the row held as x[i][c] = column (i * 32 + lane) * 8 + c and writes it. kPieces * 256 >= width. kLoaded:
+// the parameters are there, else they are read here, piece by piece.
+template <typename T, int kPieces, bool kLoaded>
+__device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n, Parameters<kPieces>& parameters,
                                           int64_t row, int lane, T* states, const Quantized& quantized) {
   float sum = 0.f;
 #pragma unroll
@@ -57,6 +58,10 @@ __device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n,
   for (int i = 0; i < kPieces; ++i) {
     const int column = (i * 32 + lane) * 8;
     if (column >= n.width) continue;
+    if (!kLoaded) {
+      Load8(n.gamma + column, parameters.gamma[i]);
+      Load8(n.beta + column, parameters.beta[i]);
+    }
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       x[i][c] = fmaf((x[i][c] - mean) * scale, parameters.gamma[i][c], parameters.beta[i][c]);
@@ -153,8 +158,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       for (int c = 0; c < 8; ++c) x[i][c] = a[c] + b[c] + d[c];
     }
     Parameters<kPieces> parameters;
-    parameters.Load(n, lane);
-    FinishRow<T, kPieces>(x, n, parameters, t, lane, states, quantized);
+    FinishRow<T, kPieces, false>(x, n, parameters, t, lane, states, quantized);
   } else {
     const auto value = [&](int i) { return ToFloat(word[i]) + ToFloat(place[i]) + ToFloat(segment[i]); };
     FinishAnyRow<T>(value, n, t, lane, states, quantized);
@@ -182,13 +186,12 @@ __global__ void __launch_bounds__(kWarps * 32)
       Load8(delta + row * n.pitch + column, d[i]);
       Load8(states + row * n.pitch + column, x[i]);
     }
-    if (!kFew) parameters.Load(n, lane);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
 #pragma unroll
       for (int c = 0; c < 8; ++c) x[i][c] += d[i][c];
     }
-    FinishRow<T, kPieces>(x, n, parameters, row, lane, states, quantized);
+    FinishRow<T, kPieces, kFew>(x, n, parameters, row, lane, states, quantized);
   } else {
     WaitForPreviousKernel();
     if (row >= rows) return;
