@@ -65,7 +65,7 @@ float TimePlan(const Machine& machine, const Plan& plan, Gemm gemm, const std::v
     good = good && RunGemm(machine, plan, gemm, stream) == cudaSuccess;
   }
   good = cudaStreamEndCapture(stream, &graph) == cudaSuccess && good;
-  good = good && cudaGraphInstantiate(&run, graph, 0) == cudaSuccess;
+  good = good && cudaGraphInstantiateWithFlags(&run, graph, 0) == cudaSuccess;
   float median = -1.f;
   if (good) {
     cudaEvent_t begin, end;
