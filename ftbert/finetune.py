@@ -316,6 +316,10 @@ def _encoded(plan: Plan, data: Dataset) -> Any:
     return EncodedSet(rows, label_matrix(data, plan.labels, plan.options.multi_label))
 
 
+def _hidden_piece(tokenizer: Tokenizer) -> int:
+    return tokenizer.vocab.index("[MASK]") if "[MASK]" in tokenizer.vocab else tokenizer.unk_id
+
+
 def _build_graph(plan: Plan, machine: Any, run: RunFolder, rows: int) -> Any:
     from ftbert.modeling import assign_weights
     from ftbert.training.graph import Schedule, TrainingGraph
@@ -349,6 +353,9 @@ def _build_graph(plan: Plan, machine: Any, run: RunFolder, rows: int) -> Any:
         options.label_smoothing,
         options.classifier_dropout,
         options.accumulation,
+        options.word_dropout,
+        _hidden_piece(plan.tokenizer),
+        (plan.tokenizer.cls_id, plan.tokenizer.sep_id),
     )
     if run.progress["state"] is not None:
         missing = assign_weights(graph.session, graph.state(), run.weights("state"))

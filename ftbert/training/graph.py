@@ -1,7 +1,7 @@
 """The training graph: one session, one model seen twice (with dropout to learn, without to measure)."""
 
 import collections
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from tensorflow.compat import v1 as tf
@@ -55,6 +55,14 @@ class StepResult(NamedTuple):
     learning_rate: float
 
 
+def _hide(ids: Any, draw: Any, share: float, hidden_piece: int, special_pieces: Sequence[int]) -> Any:
+    """`ids` with a share of them, drawn anew for each step, replaced; special ones stay."""
+    hit = tf.random.stateless_uniform(tf.shape(ids), draw) < share
+    for piece in special_pieces:
+        hit = tf.logical_and(hit, tf.not_equal(ids, piece))
+    return tf.where_v2(hit, tf.fill(tf.shape(ids), hidden_piece), ids)
+
+
 class TrainingGraph:
     """BERT with a classifier, its loss and its updates, in one session.
 
@@ -69,6 +77,9 @@ class TrainingGraph:
         label_smoothing: see `classification_loss`.
         classifier_dropout: on the pooled output.
         accumulation: micro-batches to an update.
+        word_dropout: share of the word pieces hidden in training.
+        hidden_piece: the id that stands in their place.
+        special_pieces: ids that are never hidden.
     """
 
     def __init__(
@@ -83,6 +94,9 @@ class TrainingGraph:
         label_smoothing: float = 0.0,
         classifier_dropout: float = 0.1,
         accumulation: int = 1,
+        word_dropout: float = 0.0,
+        hidden_piece: int = 0,
+        special_pieces: Sequence[int] = (),
     ) -> None:
         self._config = config
         self._schedule = schedule
@@ -104,10 +118,13 @@ class TrainingGraph:
             self._micro = tf.placeholder_with_default(tf.constant(0, tf.int64), [], "micro_batch")
             # The mask of every dropout depends on (seed, update, micro-batch): a resumed run draws the same ones.
             draw = tf.stack([tf.constant(seed * 7919, tf.int64) + self._micro, self.step])
-            model, logits = self._model(True, draw, num_labels, classifier_dropout)
+            ids = self._ids
+            if word_dropout:
+                ids = _hide(ids, draw, word_dropout, hidden_piece, special_pieces)
+            model, logits = self._model(True, ids, draw, num_labels, classifier_dropout)
             self.variables = model.variables
             with tf.variable_scope(tf.get_variable_scope(), reuse=True):
-                _, self._logits = self._model(False, None, num_labels, 0.0)
+                _, self._logits = self._model(False, self._ids, None, num_labels, 0.0)
             weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
             rows = modeling.classification_loss(logits, self._labels, multi_label, weights, label_smoothing)
             self._loss = tf.reduce_mean(rows)
@@ -117,11 +134,11 @@ class TrainingGraph:
         self.session = tf.Session(graph=self._graph, config=machine.session_config())
         self.session.run(initialize)
 
-    def _model(self, training: bool, draw: Any, num_labels: int, dropout: float) -> Tuple[Any, Any]:
+    def _model(self, training: bool, ids: Any, draw: Any, num_labels: int, dropout: float) -> Tuple[Any, Any]:
         model = modeling.BertModel(
             self._config,
             training,
-            self._ids,
+            ids,
             self._mask,
             self._segments,
             first_token_only=True,

@@ -31,6 +31,7 @@ class Options:
         clip_norm: largest global norm of the gradients, None: any.
         dropout: of the encoder; None: as its configuration says.
         classifier_dropout: on the pooled output.
+        word_dropout: share of the word pieces hidden from each training step; helps small data from scratch.
         class_weights: None, "balanced" (rows / (C * the label's rows)), or label -> weight.
         label_smoothing: share of each target spread evenly.
         layer_decay: learning rate of a layer over that of the next one above.
@@ -69,6 +70,7 @@ class Options:
     clip_norm: Optional[float] = 1.0
     dropout: Optional[float] = None
     classifier_dropout: float = 0.1
+    word_dropout: float = 0.0
     class_weights: Union[None, str, Mapping[str, float]] = None
     label_smoothing: float = 0.0
     layer_decay: float = 1.0
@@ -119,6 +121,7 @@ _RANGES: Dict[str, Any] = {
     "clip_norm": (float, 1e-12, 1e12, True),
     "dropout": (float, 0.0, 0.95, True),
     "classifier_dropout": (float, 0.0, 0.95, False),
+    "word_dropout": (float, 0.0, 0.95, False),
     "label_smoothing": (float, 0.0, 0.95, False),
     "layer_decay": (float, 1e-3, 1.0, False),
     "head_factor": (float, 1e-3, 1e3, False),
