@@ -162,6 +162,7 @@ def main():
         "date": time.strftime("%Y-%m-%d"),
         "revision": common.revision(),
         "machine": common.machine(),
+        "load_average": os.getloadavg(),
         "engine": engine,
         "settings": {key: value for key, value in vars(given).items() if key not in ("cache", "name")},
         "texts_per_second": {kind: [round(rate, 1) for rate in values] for kind, values in rates.items()},

@@ -120,6 +120,7 @@ def main():
         "date": time.strftime("%Y-%m-%d"),
         "revision": common.revision(),
         "machine": common.machine(),
+        "load_average": os.getloadavg(),
         "import": import_cost(),
         "server_of_fp32_safetensors": [serve_once(base, options, texts) for _ in range(3)],
         "server_of_ftbert_folder": [serve_once(converted, options, texts) for _ in range(3)],

@@ -54,6 +54,7 @@ def main():
         "date": time.strftime("%Y-%m-%d"),
         "revision": common.revision(),
         "machine": common.machine(),
+        "load_average": os.getloadavg(),
         "settings": {key: item for key, item in vars(given).items() if key != "cache"},
         "minutes": round(result["seconds"] / 60, 2),
         "load": result,
