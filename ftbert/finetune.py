@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
     Attributes:
         options: checked.
-        train, dev: rows; labels: in the model's order; tokenizer; config: sizes and, for saving, the dropout it came with.
+        train, dev: rows; labels: in the model's order; tokenizer; config: sizes, with the dropout the model came with.
         pretrained: the folder, or None from scratch; keeps_head: whether its classifier goes on.
         examination, notices: see `FinetuneResult`.
     """
@@ -251,8 +251,8 @@ def _final_weights(run: RunFolder, precision: str) -> Iterator[Weight]:
             half = weight.array.astype(np.float16)
         if not np.isfinite(half).all():
             raise CheckpointError(
-                "%s: a value of %g does not fit float16. Save with precision='fp32' (the trained epochs are kept; nothing is "
-                "trained again)." % (weight.name, float(np.abs(weight.array).max()))
+                "%s: a value of %g does not fit float16. Save with precision='fp32' (the trained epochs are kept; nothing "
+                "is trained again)." % (weight.name, float(np.abs(weight.array).max()))
             )
         yield weight._replace(array=half)
 
@@ -270,8 +270,8 @@ def finetune(
 
         result = ftbert.finetune("train.tsv", "dev.tsv", pretrained="bert-base-chinese", output="models/intents")
 
-    The folder `<output>.training` beside the output keeps each finished epoch, metrics.jsonl, TensorBoard's files and the
-    report. A run killed at any moment goes on from the last finished epoch when called again, and ends with the same
+    The folder `<output>.training` beside the output keeps each finished epoch, metrics.jsonl, TensorBoard's files and
+    the report. A run killed at any moment goes on from the last finished epoch when called again, and ends with the same
     weights. Ctrl-C keeps the best epoch so far.
 
     Args:

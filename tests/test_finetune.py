@@ -264,7 +264,7 @@ def test_frozen_layers_stay(trained, tmp_path):
 
 
 def test_layer_decay_and_head_factor_scale_the_steps(trained, tmp_path):
-    """Without decay, warm-up and clipping, Adam's first step is as long as the rate: 3.16 of it without bias correction."""
+    """Without decay, warm-up and clipping, Adam's first step is as long as the rate."""
     before = read_weights(trained.output)
     options = dict(
         epochs=1, batch_size=240, warmup=0.0, weight_decay=0.0, learning_rate=1e-4, clip_norm=None, dropout=0.0

@@ -85,8 +85,8 @@ def find_machine(
         )
     if xla and not gpus:
         raise UnavailableError(
-            "xla=True compiles for GPUs, and TensorFlow %s uses none here. Leave it out: on a CPU each batch length would "
-            "be compiled anew for no gain." % tf.__version__
+            "xla=True compiles for GPUs, and TensorFlow %s uses none here. Leave it out: on a CPU each batch length "
+            "would be compiled anew for no gain." % tf.__version__
         )
     return Machine("/gpu:0" if gpus else "/cpu:0", threads, mixed_precision, xla)
 

@@ -48,8 +48,9 @@ class AdamW:
         weight_decay: of every variable but biases and layer norms.
         clip_norm: the largest global norm of the gradients; None: no clipping.
         factors: name -> factor on the rate, 1 where a name is missing.
-        step: int64 scalar, updates made before this one: the moments are divided by what they lack at the start, as Kingma
-            and Ba have it. None: not, as google-research/bert has it; its first hundreds of steps are up to 3 times as large.
+        step: int64 scalar, updates made before this one: the moments are divided by what they lack at the start, as
+            Kingma and Ba have it. None: not, as google-research/bert has it; its first hundreds of steps are up to 3 times
+            as large.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ def create_train_op(
 
 
 def dense_gradients(loss: Any, variables: Iterable[Any]) -> List[Any]:
-    """d loss / d variable, zeros where it does not depend on one; looked-up tables get whole gradients, summed in order."""
+    """d loss / d variable, zeros where it depends on none; looked-up tables get whole gradients, summed in order."""
     variables = list(variables)
     gradients = []
     for variable, gradient in zip(variables, tf.gradients(loss, variables)):

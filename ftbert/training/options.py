@@ -36,7 +36,7 @@ class Options:
         label_smoothing: share of each target spread evenly.
         layer_decay: learning rate of a layer over that of the next one above.
         head_factor: learning rate of the new head over `learning_rate`.
-        freeze: None; "encoder" (only the head and the pooler learn); or this many layers from below, embeddings included.
+        freeze: None; "encoder" (only head and pooler learn); or this many layers from below, embeddings included.
         max_length: longest row in tokens, special ones included.
         truncation: of longer rows: "head", "tail", "head+tail" or "error".
         metric: which one decides what is best: "accuracy", "macro_f1" or "loss".
