@@ -1,5 +1,5 @@
-"""Fine-tuning on banking77 from MiniLM: ours and torch/transformers, the same recipe on CPUs; and google's padded recipe
-for speed.
+"""Fine-tuning on banking77 from MiniLM: ours and torch/transformers, one recipe on CPUs; google's padded recipe for
+speed.
 
     python benchmarks/finetune_banking77.py accuracy --engines ours,torch --data <folder with train.csv, test.csv> \
         --model <MiniLM folder> --torch-python <python with torch and transformers> --cpus 0,1
@@ -7,7 +7,8 @@ for speed.
 
 `accuracy` trains every seed to the end and measures the test rows after the last epoch; no epoch is chosen by them.
 `speed` times some steps of every engine, turn by turn, on the same CPUs: rows trained on per second, the best round of
-each, since other work on the machine only ever takes away. Each worker is a process of its own. Both add to one result file.
+each, since other work on the machine only ever takes away. Each worker is a process of its own. Both add to one
+result file.
 """
 
 import argparse

@@ -251,8 +251,8 @@ def _final_weights(run: RunFolder, precision: str) -> Iterator[Weight]:
             half = weight.array.astype(np.float16)
         if not np.isfinite(half).all():
             raise CheckpointError(
-                "%s: a value of %g does not fit float16. Save with precision='fp32' (the trained epochs are kept; nothing "
-                "is trained again)." % (weight.name, float(np.abs(weight.array).max()))
+                "%s: a value of %g does not fit float16. Save with precision='fp32': the trained epochs "
+                "are kept, nothing is trained again." % (weight.name, float(np.abs(weight.array).max()))
             )
         yield weight._replace(array=half)
 
@@ -271,8 +271,8 @@ def finetune(
         result = ftbert.finetune("train.tsv", "dev.tsv", pretrained="bert-base-chinese", output="models/intents")
 
     The folder `<output>.training` beside the output keeps each finished epoch, metrics.jsonl, TensorBoard's files and
-    the report. A run killed at any moment goes on from the last finished epoch when called again, and ends with the same
-    weights. Ctrl-C keeps the best epoch so far.
+    the report. A run killed at any moment goes on from the last finished epoch when called again, and ends with the
+    same weights. Ctrl-C keeps the best epoch so far.
 
     Args:
         train: a path (.tsv, .csv, .jsonl), a list of (text, label), (text, pair, label) or dicts, or a pandas frame.

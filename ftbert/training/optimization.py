@@ -49,8 +49,8 @@ class AdamW:
         clip_norm: the largest global norm of the gradients; None: no clipping.
         factors: name -> factor on the rate, 1 where a name is missing.
         step: int64 scalar, updates made before this one: the moments are divided by what they lack at the start, as
-            Kingma and Ba have it. None: not, as google-research/bert has it; its first hundreds of steps are up to 3 times
-            as large.
+            Kingma and Ba have it. None: not, as google-research/bert has it; its first hundreds of steps are up to 3
+            times as large.
     """
 
     def __init__(
