@@ -150,6 +150,14 @@ void TestRunsAfterAFork() {
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+long ScratchBytes(const Engine& engine) {
+  const std::string text = engine.Describe();
+  const std::string key = "\"scratch_bytes\": ";
+  const size_t at = text.find(key);
+  CHECK(at != std::string::npos);
+  return at == std::string::npos ? -1 : std::atol(text.c_str() + at + key.size());
+}
+
 // Memory that grew for one large batch is given back after many small ones, and answers stay.
 void TestWorkspaceShrinks() {
   const Config config = Model(64, 4, 128, 1, 64);
@@ -160,8 +168,23 @@ void TestWorkspaceShrinks() {
   Answers expected, got;
   CHECK_OK(Run(engine.get(), RandomBatch(config, std::vector<int32_t>(100, 64)), false, &got));
   CHECK_OK(Run(engine.get(), small, false, &expected));
+  const long grown = ScratchBytes(*engine);
   for (int i = 0; i < 600; ++i) CHECK_OK(Run(engine.get(), small, false, &got));
   CHECK(Same(got.logits, expected.logits));
+  CHECK(grown > 100 * 64 * 64 * 4 * 4);
+  CHECK(ScratchBytes(*engine) < grown / 2);
+}
+
+void TestDescription() {
+  const RandomModel model(Model(64, 4, 128, 1, 64));
+  std::shared_ptr<Engine> engine;
+  const IsaScope scope("portable");
+  CHECK_OK(model.Build("cpu", 2, &engine));
+  const std::string text = engine->Describe();
+  CHECK(text.find("\"name\": \"cpu portable fp32 2 threads\"") != std::string::npos);
+  CHECK(text.find("\"isa\": \"portable\"") != std::string::npos);
+  CHECK(text.find("\"threads\": 2") != std::string::npos);
+  CHECK(text.find("\"weight_bytes\": ") != std::string::npos);
 }
 
 }  // namespace
@@ -178,5 +201,6 @@ int main() {
   TestConcurrentRunsAgree();
   TestRunsAfterAFork();
   TestWorkspaceShrinks();
+  TestDescription();
   return Finish();
 }

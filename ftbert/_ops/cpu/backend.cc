@@ -1,6 +1,7 @@
 // The CPU backend: slots, embeddings, attention and the thread team of a run. Products are in product.cc, kernels in their own
 // files, chosen once at load for the instruction set.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -141,33 +142,11 @@ class CpuBackend final : public Backend {
 
   Status Upload(Workspace* workspace, const Shape& shape, const Batch& batch) override {
     CpuWorkspace* w = Cast(workspace);
-    w->shape = shape;
+    const size_t before = w->bytes();
+    const Status status = MakeRoom(w, shape);
+    scratch_bytes_ += static_cast<int64_t>(w->bytes()) - static_cast<int64_t>(before);
     w->batch = batch;
-    w->most_tokens = std::max(w->most_tokens, shape.tokens);
-    if (++w->runs == kShrinkAfterRuns) {
-      const size_t needed = static_cast<size_t>(w->most_tokens) * Stride(Slot::kQkv) * sizeof(float);
-      if (needed < w->slots[static_cast<int>(Slot::kQkv)].size() / 4) {
-        for (Buffer& slot : w->slots) slot.Free();
-        w->products = ProductScratch();
-        w->attention.clear();
-      }
-      w->runs = 0;
-      w->most_tokens = shape.tokens;
-    }
-    const int64_t rows[kNumSlots] = {shape.tokens, shape.tokens, 0, shape.rows, shape.rows,
-                                     shape.rows,   shape.rows,   shape.rows};
-    bool enough = true;
-    for (int slot = 0; slot < kNumSlots; ++slot) {
-      enough = enough && w->slots[slot].Reserve(rows[slot] * Stride(static_cast<Slot>(slot)) * sizeof(float));
-    }
-    enough = enough && w->products.Reserve(*linear_, config_.hidden_size, config_.intermediate_size,
-                                           std::max(shape.tokens, shape.rows), threads_);
-    const size_t scratch = kernels_->attention_scratch_floats(shape.longest_row, HeadSize()) * sizeof(float);
-    w->attention.resize(threads_);
-    for (Buffer& buffer : w->attention) enough = enough && buffer.Reserve(scratch);
-    if (enough) return Status();
-    return Status(Code::kOutOfMemory, "Out of memory for a batch of " + std::to_string(shape.tokens) +
-                                          " tokens. Use a smaller batch (batch_tokens).");
+    return status;
   }
 
   Status Execute(Workspace* workspace, const std::function<void()>& loop) override {
@@ -321,10 +300,40 @@ class CpuBackend final : public Backend {
   std::string DescribeFields() const override {
     return std::string("\"device\": \"cpu\", \"precision\": \"") + PrecisionText() + "\", \"isa\": \"" +
            IsaName(linear_->isa()) + "\", \"isa_level\": \"" + IsaName(level_) + "\", \"threads\": " +
-           std::to_string(threads_);
+           std::to_string(threads_) +
+           ", \"scratch_bytes\": " + std::to_string(scratch_bytes_.load());
   }
 
  private:
+  Status MakeRoom(CpuWorkspace* w, const Shape& shape) {
+    w->shape = shape;
+    w->most_tokens = std::max(w->most_tokens, shape.tokens);
+    if (++w->runs == kShrinkAfterRuns) {
+      const size_t needed = static_cast<size_t>(w->most_tokens) * Stride(Slot::kQkv) * sizeof(float);
+      if (needed < w->slots[static_cast<int>(Slot::kQkv)].size() / 4) {
+        for (Buffer& slot : w->slots) slot.Free();
+        w->products = ProductScratch();
+        w->attention.clear();
+      }
+      w->runs = 0;
+      w->most_tokens = shape.tokens;
+    }
+    const int64_t rows[kNumSlots] = {shape.tokens, shape.tokens, 0, shape.rows, shape.rows,
+                                     shape.rows,   shape.rows,   shape.rows};
+    bool enough = true;
+    for (int slot = 0; slot < kNumSlots; ++slot) {
+      enough = enough && w->slots[slot].Reserve(rows[slot] * Stride(static_cast<Slot>(slot)) * sizeof(float));
+    }
+    enough = enough && w->products.Reserve(*linear_, config_.hidden_size, config_.intermediate_size,
+                                           std::max(shape.tokens, shape.rows), threads_);
+    const size_t scratch = kernels_->attention_scratch_floats(shape.longest_row, HeadSize()) * sizeof(float);
+    w->attention.resize(threads_);
+    for (Buffer& buffer : w->attention) enough = enough && buffer.Reserve(scratch);
+    if (enough) return Status();
+    return Status(Code::kOutOfMemory, "Out of memory for a batch of " + std::to_string(shape.tokens) +
+                                          " tokens. Use a smaller batch (batch_tokens).");
+  }
+
   int32_t HeadSize() const { return config_.hidden_size / config_.num_heads; }
 
   static int32_t Length(const CpuWorkspace* w, int32_t row) {
@@ -385,6 +394,7 @@ class CpuBackend final : public Backend {
   const LinearKernel* head_;    // pooler and classifier
   const Kernels* kernels_;
   int threads_;
+  std::atomic<int64_t> scratch_bytes_{0};  // of all workspaces
 };
 
 }  // namespace
