@@ -91,7 +91,14 @@ class _Bar:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, initial=done, unit="step", file=sys.stderr, dynamic_ncols=True, desc="training"
+                total=total,
+                initial=done,
+                unit="step",
+                file=sys.stderr,
+                dynamic_ncols=True,
+                desc="training",
+                # A log file has no use for a bar ten times a second.
+                mininterval=0.2 if sys.stderr.isatty() else 15.0,
             )
 
     def advance(self, loss: float, note: str) -> None:
