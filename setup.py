@@ -30,7 +30,7 @@ LIBRARY_FOLDER = Path("ftbert", "_ops", "lib")
 
 REQUIREMENTS = [
     "numpy>=1.17",
-    # Releases from 0.21 say that they run on Python 3.7 and 3.8 but have no wheels for them; pip would want a Rust compiler.
+    # Releases from 0.21 claim Python 3.7 and 3.8 but have no wheels for them; pip would want a Rust compiler.
     "tokenizers>=0.13; python_version >= '3.9'",
     "tokenizers>=0.13,<0.21; python_version < '3.9'",
     "tqdm>=4.60",

@@ -131,7 +131,8 @@ def sections(language):
             found = ratios(result, precision)
             if found:
                 text = ", ".join("%s %.2fx (%s)" % (work, r, NAMES.get(e, e)) for work, (r, e) in found.items())
-                lines.append(("- %s 相对最快同类：%s" if chinese else "- %s against the fastest peer: %s") % (precision, text))
+                line = "- %s 相对最快同类：%s" if chinese else "- %s against the fastest peer: %s"
+                lines.append(line % (precision, text))
         parts.append("\n".join(lines))
     for name, result in load("peers_gpu_*").items():
         title = "GPU：%s。BERT-base，主机端 token id 到主机端 logits，中位数。" if chinese else (

@@ -55,6 +55,11 @@ class Server:
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
         self._reader.start()
 
+    def processor_seconds(self):
+        with open("/proc/%d/stat" % self.process.pid) as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident_mb(self):
         with open("/proc/%d/statm" % self.process.pid) as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -93,16 +98,17 @@ def wrk(url, bodies, connections, seconds, pause_ms=0.0, threads=1):
 
 
 def bare(folder, options, texts, seconds):
-    """Texts per second of one big predict in a process of its own."""
+    """Texts per second and processor seconds per text of one big predict in a process of its own, and the engine."""
     code = (
         "import json, sys, time; from ftbert import FastBertClassifier\n"
         "folder, options, texts, seconds = json.load(sys.stdin)\n"
         "classifier = FastBertClassifier.load(folder, runtime='direct', **options)\n"
         "classifier.predict(texts[:200])\n"
-        "done, began = 0, time.perf_counter()\n"
+        "done, began, processor = 0, time.perf_counter(), time.process_time()\n"
         "while time.perf_counter() - began < seconds:\n"
         "    classifier.predict(texts); done += len(texts)\n"
-        "print(json.dumps([done / (time.perf_counter() - began), classifier.engine]))\n"
+        "spent = (time.process_time() - processor) / done\n"
+        "print(json.dumps([done / (time.perf_counter() - began), spent, classifier.engine]))\n"
     )
     environment = dict(os.environ, PYTHONPATH=os.path.dirname(common.HERE))
     output = subprocess.run(
@@ -139,16 +145,21 @@ def main():
     write_bodies(bodies, texts, given.texts)
     sample = texts[: 512 if given.device == "cpu" else 4096]
     rates = {kind: [] for kind in ("bare", "ftbert", "one_by_one", "padded")}
+    processor = {kind: [] for kind in rates}
     latencies = {}
     failed = 0
     steady = None
     for round_ in range(given.rounds):
-        rate, engine = bare(folder, load, sample, given.seconds)
+        rate, spent, engine = bare(folder, load, sample, given.seconds)
         rates["bare"].append(rate)
+        processor["bare"].append(spent)
         for kind in ("ftbert", "one_by_one", "padded"):
             with Server(kind, folder, serve if kind != "one_by_one" else load) as server:
                 wrk(server.url, bodies, given.connections, 2, threads=given.wrk_threads)
+                before = server.processor_seconds()
                 result = wrk(server.url, bodies, given.connections, given.seconds, threads=given.wrk_threads)
+                spent = server.processor_seconds() - before
+                processor[kind].append(spent / result["requests"] / given.texts)
                 rates[kind].append(result["requests_per_second"] * given.texts)
                 latencies[kind] = result
                 failed += result["status_errors"] + result["socket_errors"] + result["timeouts"]
@@ -167,6 +178,9 @@ def main():
         "settings": {key: value for key, value in vars(given).items() if key not in ("cache", "name")},
         "texts_per_second": {kind: [round(rate, 1) for rate in values] for kind, values in rates.items()},
         "ratio_to_bare": {kind: round(median / medians["bare"], 3) for kind, median in medians.items()},
+        "processor_ms_per_text": {
+            kind: round(1000 * float(np.median(values)), 3) for kind, values in processor.items()
+        },
         "ratio_to_one_by_one": round(medians["ftbert"] / medians["one_by_one"], 2),
         "ratio_to_padded": round(medians["ftbert"] / medians["padded"], 2),
         "saturation": latencies,
@@ -174,7 +188,12 @@ def main():
         "failed_requests": failed,
     }
     name = given.name or "serve_%s_%s_%s" % (given.model, given.precision, given.device)
-    print(json.dumps({key: value[key] for key in ("ratio_to_bare", "at_70_percent", "failed_requests")}, indent=1))
+    print(
+        json.dumps(
+            {key: value[key] for key in ("ratio_to_bare", "processor_ms_per_text", "at_70_percent", "failed_requests")},
+            indent=1,
+        )
+    )
     print(common.write_result(name, value))
 
 

@@ -15,20 +15,14 @@ import common
 from serve_load import MODELS, Server, random_texts, write_bodies, wrk
 
 
-def process_seconds(pid):
-    with open("/proc/%d/stat" % pid) as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def serve(folder, texts, each, seconds, cache):
     bodies = os.path.join(cache, "bodies-overhead-%d.txt" % each)
     write_bodies(bodies, texts, each)
     with Server("no_engine", folder, {"device": "cpu", "precision": "int8", "max_length": 128, "threads": 1}) as server:
         wrk(server.url, bodies, 32, 1)
-        before = process_seconds(server.process.pid)
+        before = server.processor_seconds()
         result = wrk(server.url, bodies, 32, seconds)
-        spent = process_seconds(server.process.pid) - before
+        spent = server.processor_seconds() - before
     each_request = spent / result["requests"]
     return {
         "texts_in_a_request": each,

@@ -1,4 +1,5 @@
-"""Trains the small classifier that ships with ftbert, from nothing but examples/data, and measures it on held-out sentences.
+"""Trains the small classifier that ships with ftbert, from nothing but examples/data, and measures it on held-out
+sentences.
 
     python examples/train_demo.py                      # writes ftbert/demo_model
     python examples/train_demo.py --epochs 1 --output /tmp/demo   # a quick look

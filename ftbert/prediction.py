@@ -6,7 +6,7 @@ import numpy as np
 
 from ftbert.errors import InputError
 
-__all__ = ["Prediction", "predictions_from_scores", "scores_from_logits"]
+__all__ = ["Prediction", "check_top_k", "predictions_from_scores", "scores_from_logits"]
 
 
 class Prediction:
@@ -79,6 +79,12 @@ def scores_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
+def check_top_k(top_k: int) -> None:
+    """Raises InputError unless `top_k` is an integer of at least 1."""
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise InputError("top_k: expected an integer of at least 1, got %r." % (top_k,))
+
+
 def predictions_from_scores(
     scores: np.ndarray, truncated: np.ndarray, labels: Sequence[str], top_k: int = 1
 ) -> List[Prediction]:
@@ -90,8 +96,7 @@ def predictions_from_scores(
         labels: C names.
         top_k: how many labels `top` names; more than C means C.
     """
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise InputError("top_k: expected an integer of at least 1, got %r." % (top_k,))
+    check_top_k(top_k)
     best = scores.argmax(axis=-1)
     values = scores[np.arange(len(scores)), best].tolist()
     return [

@@ -11,7 +11,7 @@ from ftbert.batching import PackedBatch
 from ftbert.checkpoint import ModelFolder, load_model_folder, save_model_folder
 from ftbert.errors import CheckpointError, ConfigError, UnavailableError
 from ftbert.guards import Gate, Progress, check_count, open_progress
-from ftbert.prediction import Prediction, predictions_from_scores, scores_from_logits
+from ftbert.prediction import Prediction, check_top_k, predictions_from_scores, scores_from_logits
 from ftbert.runtimes import RUNTIMES, build_runtimes, choose_devices, device_kind
 from ftbert.streaming import Answered, EnginePool, answer_chunks, answer_stream
 from ftbert.tokenization import TRUNCATIONS, Encoded, Text, Tokenizer, check_texts
@@ -144,6 +144,7 @@ class FastBertClassifier:
         Raises:
             InputError: an item is no text, or too long under truncation="error". Nothing was predicted.
         """
+        check_top_k(top_k)
         predictions: List[Prediction] = []
         for part in self._answer(texts, "logits", batch_tokens, progress):
             predictions += self.predictions_from_logits(part.values, part.encoded.truncated, top_k)
@@ -167,6 +168,7 @@ class FastBertClassifier:
         """
         self._gate.check()
         self._check_output("logits")
+        check_top_k(top_k)
         check_count("batch_tokens", batch_tokens, 1)
         if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
             check_texts(texts)  # raises

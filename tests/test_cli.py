@@ -54,7 +54,9 @@ def test_predict_every_format_alike(model, tmp_path):
 
 def test_predict_reads_a_pipe_and_keeps_the_header(model):
     command = [sys.executable, "-m", "ftbert", "predict", model, "--no-scores", "--device", "cpu"]
-    text = subprocess.check_output(command, input="\n".join(TEXTS).encode("utf-8"), cwd=os.path.dirname(__file__) + "/..")
+    text = subprocess.check_output(
+        command, input="\n".join(TEXTS).encode("utf-8"), cwd=os.path.dirname(__file__) + "/.."
+    )
     lines = text.decode("utf-8").splitlines()
     assert lines[0] == "text\tlabel\tscore\ttruncated"
     assert [line.split("\t")[0] for line in lines[1:]] == TEXTS
@@ -143,11 +145,15 @@ def test_bench_writes_its_figures(model, tmp_path, capsys):
 
 def test_finetune_writes_a_folder_that_predict_reads(tmp_path, capsys):
     rows = [("refund", "money back please"), ("refund", "退款"), ("card", "lost my card"), ("card", "卡丢了")] * 6
-    train = write(tmp_path / "train.tsv", "label\ttext\n" + "".join("%s\t%s %d\n" % (a, b, i) for i, (a, b) in enumerate(rows)))
+    train = write(
+        tmp_path / "train.tsv", "label\ttext\n" + "".join("%s\t%s %d\n" % (a, b, i) for i, (a, b) in enumerate(rows))
+    )
     sizes = '{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}'
     target = tmp_path / "model"
     arguments = ["finetune", "--train", train, "--dev", train, "--output", target, "--config", sizes, "--epochs", "2"]
-    assert run(*(arguments + ["--learning-rate", "0.01", "--option", "report=false", "--option", "progress=false"])) == 0
+    assert (
+        run(*(arguments + ["--learning-rate", "0.01", "--option", "report=false", "--option", "progress=false"])) == 0
+    )
     assert "accuracy" in capsys.readouterr().out
     assert run("predict", target, write(tmp_path / "in.txt", "卡丢了\n"), "-o", tmp_path / "out.csv") == 0
     assert run("finetune", "--train", train, "--output", target, "--config", "{") == 1

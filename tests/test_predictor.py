@@ -96,9 +96,11 @@ def test_prediction_record(classifier):
 
 
 @pytest.mark.parametrize("top_k", [0, -1, True, 1.5, None])
-def test_top_k_is_checked(classifier, top_k):
-    with pytest.raises(InputError, match="top_k: expected an integer"):
-        classifier.predict(["a"], top_k=top_k)
+def test_top_k_is_checked_before_anything_runs(classifier, top_k, monkeypatch):
+    monkeypatch.setattr(classifier._pool, "run", None)
+    for call in (classifier.predict, classifier.predict_stream):
+        with pytest.raises(InputError, match="top_k: expected an integer"):
+            call(["a"], top_k=top_k)
 
 
 def test_equal_scores_keep_the_order_of_the_labels():

@@ -43,7 +43,8 @@ def serve(
     ssl_keyfile: Optional[str] = typer.Option(None, help="Its key."),
 ) -> None:
     """Serve models over HTTP until SIGTERM; SIGHUP loads them again without losing a request."""
-    served = named_models(models) if len(models) > 1 or "=" in models[0] else models[0]  # type: Union[str, Dict[str, str]]
+    several = len(models) > 1 or "=" in models[0]
+    served: Union[str, Dict[str, str]] = named_models(models) if several else models[0]
     from ftbert.serving import ServeOptions, run
 
     options = ServeOptions(
@@ -79,7 +80,7 @@ def named_models(arguments: List[str]) -> Dict[str, str]:
     Raises:
         ConfigError: a name is missing or stands twice.
     """
-    models = {}  # type: Dict[str, str]
+    models: Dict[str, str] = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if not (name and equals and path):

@@ -50,10 +50,10 @@ def finetune(
     resume: bool = typer.Option(True, help="Go on with a run of the same settings that was cut off."),
     option: Optional[List[str]] = typer.Option(None, help="Any other option of ftbert.finetune as name=JSON."),
 ) -> None:
-    """Train a classifier on labelled rows and write its model folder. A run that was cut off goes on when called again."""
+    """Train a classifier on labelled rows and write its model folder. A run cut off goes on when called again."""
     import ftbert
 
-    options = {
+    options: Dict[str, Any] = {
         "text_column": text_column,
         "label_column": label_column,
         "pair_column": pair_column,
@@ -82,7 +82,7 @@ def finetune(
         "vocab_size": vocab_size,
         "lower_case": lower_case,
         "resume": resume,
-    }  # type: Dict[str, Any]
+    }
     for item in option or []:
         name, equals, value = item.partition("=")
         if not equals:

@@ -102,7 +102,7 @@ class BatchingPredictor:
 
         Args:
             texts: B texts, or pairs of texts.
-            top_k: how many labels each prediction's `scores` names.
+            top_k: how many labels each prediction's `top` names.
             timeout: seconds to wait.
 
         Raises:

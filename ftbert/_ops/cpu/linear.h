@@ -1,15 +1,15 @@
-// The border between the CPU framework (threads, blocking, slots) and the matrix kernels, one per (precision, instruction
-// set). The framework cuts a product into tiles and hands each to one thread; a kernel packs weights, prepares input rows
-// and computes tiles, and knows nothing of threads.
+// The border between the CPU framework (threads, blocking, slots) and the matrix kernels, one per (precision,
+// instruction set). The framework cuts a product into tiles and hands each to one thread; a kernel packs weights,
+// prepares input rows and computes tiles, and knows nothing of threads.
 //
 //   out[m][n] = activation( sum over k of in[m][k] W[k][n]  +  bias[n] )
 //
-// Contract on results: element (m, n) depends on input row m and on the weights alone, bit for bit: never on how many rows
-// the tile has, where the tile begins, or how the inputs are split into k ranges. (fp32: one accumulator per element, k
-// ascending, whatever the register tile. int8: integer sums are exact.)
+// Contract on results: element (m, n) depends on input row m and on the weights alone, bit for bit: never on how many
+// rows the tile has, where the tile begins, or how the inputs are split into k ranges. (fp32: one accumulator per
+// element, k ascending, whatever the register tile. int8: integer sums are exact.)
 //
-// Weights are kept in panels of `panel_columns` columns. Each part (q, k, v) begins a panel, so the last panel of a part
-// may be narrower than the rest; its missing columns are packed as zeros and never written to `out`.
+// Weights are kept in panels of `panel_columns` columns. Each part (q, k, v) begins a panel, so the last panel of a
+// part may be narrower than the rest; its missing columns are packed as zeros and never written to `out`.
 #ifndef FTBERT_CPU_LINEAR_H_
 #define FTBERT_CPU_LINEAR_H_
 
@@ -119,7 +119,8 @@ class LoadThreads {
 const Kernels* KernelsFor(Isa level);
 
 // The kernels. Each returns null where the instruction set was not compiled in; `level` is the one chosen at load, so a
-// factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc, linear_int8.cc.
+// factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc,
+// linear_int8.cc.
 const LinearKernel* Fp32Kernel(Isa level);
 const LinearKernel* Bf16Kernel(Isa level);
 const LinearKernel* Int8Kernel(Isa level);

@@ -11,8 +11,8 @@ constexpr int32_t kRowsPerThread = 64;
 // Rows of a grid cell at most, and the least work that pays for handing it out (multiply-adds; some half microsecond).
 constexpr int32_t kGridRows = 128;
 constexpr int64_t kCellWork = 100000;
-// Cells per thread: more even out threads that started late, fewer leave a cell panels enough to fetch the next one while
-// it computes.
+// Cells per thread: more even out threads that started late, fewer leave a cell panels enough to fetch the next one
+// while it computes.
 constexpr int32_t kTasksPerThread = 2;
 // Columns of the feed-forward's intermediate at a time, where the kernel can take its inputs in parts.
 constexpr int32_t kFeedForwardColumns = 768;
@@ -82,7 +82,8 @@ ptrdiff_t PaddedStride(int64_t columns) {
   return static_cast<ptrdiff_t>((lines | 1) * 16);
 }
 
-bool ProductScratch::Reserve(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows, int threads) {
+bool ProductScratch::Reserve(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows,
+                             int threads) {
   const Layout block =
       LayoutFor(kernel, hidden, intermediate, LargestBlock(kernel, hidden, intermediate), true);
   if (local.size() < static_cast<size_t>(threads)) local.resize(threads);
@@ -205,7 +206,8 @@ void Products::FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epi
   sum.data = scratch_->out.as<float>();
   sum.stride = PaddedStride(down.outputs);
   sum.count = states.count;
-  Grid(down, 0, static_cast<int32_t>(down.panels.size()), Epilogue::kBias, middle, stride, states.count, sum, nullptr, 0);
+  Grid(down, 0, static_cast<int32_t>(down.panels.size()), Epilogue::kBias, middle, stride, states.count, sum, nullptr,
+       0);
   AddNormAll(sum, states, norm);
 }
 
@@ -324,7 +326,8 @@ void Products::AddNormAll(Rows in, Rows residual, const CpuNorm& norm) {
   constexpr int32_t kRowsAtATime = 8;
   team_->ForEach(DivideUp(in.count, kRowsAtATime), [&](int task, int) {
     const int32_t begin = task * kRowsAtATime;
-    AddNorm(in.row(begin), in.stride, residual.row(begin), residual.stride, std::min(kRowsAtATime, in.count - begin), norm);
+    AddNorm(in.row(begin), in.stride, residual.row(begin), residual.stride, std::min(kRowsAtATime, in.count - begin),
+            norm);
   });
 }
 

@@ -21,7 +21,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Longer than the gap between two kernels of a run and than a short kernel's imbalance; far shorter than a scheduler tick.
+// Longer than the gap between two kernels of a run and than a short kernel's imbalance; far shorter than a scheduler
+// tick.
 constexpr int kSpinMicroseconds = 100;
 
 inline void Pause() {
@@ -67,8 +68,8 @@ uint64_t NewWork(uint64_t last, int tasks) {
 
 }  // namespace
 
-// A thread with a mailbox: its team raises `posted_` when there is work; the worker helps with whatever is there when it comes,
-// then sets `seen_` to the number it had read.
+// A thread with a mailbox: its team raises `posted_` when there is work; the worker helps with whatever is there when
+// it comes, then sets `seen_` to the number it had read.
 class Worker {
  public:
   // Throws std::system_error when the system refuses a thread.
@@ -99,7 +100,8 @@ class Worker {
       if (!Spin(posted)) {
         std::unique_lock<std::mutex> lock(mutex_);
         sleeping_.store(true, std::memory_order_seq_cst);
-        // Post stores posted_ before it reads sleeping_, and this thread the other way round: one of them sees the other.
+        // Post stores posted_ before it reads sleeping_, and this thread the other way round: one of them sees the
+        // other.
         wake_.wait(lock, [&] { return posted_.load(std::memory_order_seq_cst) != seen; });
         sleeping_.store(false, std::memory_order_relaxed);
       }

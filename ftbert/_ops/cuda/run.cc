@@ -233,7 +233,8 @@ Status CudaBackend::Record(CudaWorkspace* w, RecordedGraph* graph, const std::fu
     const Status status = RunLoop(w, loop);
     cudaGraph_t recording = nullptr;
     error = cudaStreamEndCapture(w->stream, &recording);
-    if (status.ok() && error == cudaSuccess && pass == 1) error = cudaGraphInstantiateWithFlags(&graph->run, recording, 0);
+    if (status.ok() && error == cudaSuccess && pass == 1)
+      error = cudaGraphInstantiateWithFlags(&graph->run, recording, 0);
     if (recording != nullptr) cudaGraphDestroy(recording);
     if (!status.ok() || error != cudaSuccess) {
       graph->run = nullptr;
