@@ -142,6 +142,28 @@ inline void CheckInt8Extremes(const Form& form) {
     }
     CheckInt8Product(form, p, 1, Epilogue::kBias);
   }
+  {  // magnitudes of four weights that add up to 255, 256 and 257, by inputs of the largest magnitude: where two 16-bit sums
+     // may just be added, and where they may not
+    Problem p(512, 48, 4);
+    for (int32_t k = 0; k < p.inputs; ++k) {
+      for (int32_t n = 0; n < p.outputs; ++n) {
+        const bool last = k % 8 == 5 || k % 8 == 7;
+        const int level = k < 8 ? 127 : 64 - (last && n % 3 != 1) + (last && n % 3 == 2 && k % 16 == 7 ? 2 : 0);
+        const float value = static_cast<float>(level) / 127.0f;
+        p.weights[static_cast<size_t>(k) * p.outputs + n] = n % 2 ? -value : value;
+      }
+    }
+    for (int32_t r = 0; r < p.rows; ++r) {
+      for (int32_t k = 0; k < p.inputs; ++k) {
+        const bool high = r == 0 ? k == 0 : r == 1 ? k != 0 : r == 2 ? k % 16 < 8 : k % 2 == 0;
+        p.x[static_cast<size_t>(r) * p.inputs + k] = high ? 1.0f : -1.0f;
+      }
+    }
+    CheckInt8Product(form, p, 1, Epilogue::kBias);
+    p.outputs = 1;  // the same in a panel of its own: 255 everywhere, so that pairs are marked
+    for (int32_t k = 0; k < p.inputs; ++k) p.weights[k] = (k < 8 ? 127 : 64 - (k % 8 == 5 || k % 8 == 7)) / 127.0f;
+    CheckInt8Product(form, p, 1, Epilogue::kBias);
+  }
   {  // rows of zeros, of one value, with one huge value, of tiny values; columns of zeros, with one huge weight
     Problem p(97, 40, 6);
     for (int32_t k = 0; k < p.inputs; ++k) {

@@ -158,6 +158,18 @@ class PanelQuantizer {
   std::vector<float> kernel_, largest_, inverse_, remainder_;
 };
 
+void MarkPairs(const int8_t* weights, int32_t pairs, int32_t columns, int8_t* marks) {
+  for (int32_t pair = 0; pair < pairs; ++pair, weights += 8 * columns) {
+    bool within = true;
+    for (int32_t i = 0; i < 4 * columns; i += 2) {
+      const int8_t* first = weights + i;
+      const int8_t* second = first + 4 * columns;
+      within &= std::abs(first[0]) + std::abs(first[1]) + std::abs(second[0]) + std::abs(second[1]) <= kPairLimit;
+    }
+    marks[pair] = within;
+  }
+}
+
 class Int8LinearKernel : public LinearKernel {
  public:
   explicit Int8LinearKernel(const LinearOps& ops) : ops_(ops) {}
@@ -180,7 +192,9 @@ class Int8LinearKernel : public LinearKernel {
     if (!status.ok()) return status;
     const int32_t columns = ops_.panel_columns, inputs = packed->inputs;
     const size_t padded_columns = packed->panels.size() * columns;
-    packed->panel_bytes = static_cast<size_t>(Lines(inputs, 1)) * kLineBytes * columns;
+    const size_t weight_bytes = static_cast<size_t>(Lines(inputs, 1)) * kLineBytes * columns;
+    const int32_t pairs = Lines(inputs, 1) * (kLineBytes / 8);
+    packed->panel_bytes = weight_bytes + (ops_.marks_pairs ? (pairs + kLineBytes - 1) / kLineBytes * kLineBytes : 0);
     if (!packed->weights.Allocate(packed->panels.size() * packed->panel_bytes) ||
         !packed->extra.Allocate(3 * padded_columns * sizeof(float))) {
       return Status(Code::kOutOfMemory, "int8 weights of " + std::to_string(inputs) + " x " +
@@ -199,8 +213,9 @@ class Int8LinearKernel : public LinearKernel {
           ReadRow(parts[part], k, first, width, quantizer.row(k));
         }
         const size_t column = static_cast<size_t>(p) * columns;
-        quantizer.Quantize(packed->weights.as<int8_t>() + p * packed->panel_bytes, scale + column, sum + column,
-                           shift + column);
+        int8_t* to = packed->weights.as<int8_t>() + p * packed->panel_bytes;
+        quantizer.Quantize(to, scale + column, sum + column, shift + column);
+        if (ops_.marks_pairs) MarkPairs(to, pairs, columns, to + weight_bytes);
       }
     }
     return Status();
@@ -223,8 +238,8 @@ class Int8LinearKernel : public LinearKernel {
 
 }  // namespace
 
-const LinearOps kInt8Portable = {Isa::kPortable,  1,              kPortableColumns, false, 1, 64, PreparePortable,
-                                 ComputePortable};
+const LinearOps kInt8Portable = {
+    Isa::kPortable, 1, kPortableColumns, false, 1, false, 64, PreparePortable, ComputePortable};
 
 bool MachineHasAvx2Vnni() {
 #if defined(__x86_64__)

@@ -4,7 +4,8 @@
 //
 // Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ] x copies [ RowScale, int8 only, in a line of its
 // own ] Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
-//                groups are padded with zeros to whole lines, columns to panel_columns.
+//                groups are padded with zeros to whole lines, columns to panel_columns;
+//                after it, if the form marks_pairs, a byte for each two groups: 1 where kPairLimit holds
 //
 // The functions of an instruction set take plain pointers (LinearJob), so that no file compiled for more than the
 // baseline instantiates a template of the standard library.
@@ -31,6 +32,11 @@ struct RowScale {
 static inline int32_t Lines(int32_t inputs, int32_t bytes_per_input) {
   return (inputs * bytes_per_input + kLineBytes - 1) / kLineBytes;
 }
+
+// Two groups of inputs are marked if, in every column of the panel, the magnitudes of the four weights that one 16-bit
+// lane meets (bytes 0 and 1 of both groups, bytes 2 and 3 of both) add up to this at most: 128 times it still fits 16
+// bits.
+constexpr int kPairLimit = 255;
 
 // One Tile without standard library types. Arrays begin at the tile's first panel.
 struct LinearJob {
@@ -62,6 +68,7 @@ struct LinearOps {
   int32_t panel_columns;
   bool takes_floats;  // true: reads the fp32 rows themselves, there is no prepared form
   int32_t copies;     // of the inputs in a prepared row, one after the other; 2: the second holds what the form wants
+  bool marks_pairs;   // int8: see kPairLimit
   // Rows of the block that one thread takes at a time. The block's inputs, its feed-forward intermediate and one panel
   // share the second-level cache.
   int32_t block_rows;
