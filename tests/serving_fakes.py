@@ -67,5 +67,8 @@ class KnownPredictor:
     def predictions_from_logits(self, logits, truncated, top_k=1):
         return predictions_from_scores(scores_from_logits(logits, self.problem_type), truncated, self.labels, top_k)
 
+    def describe(self):
+        return [{"name": self.engine, "threads": 2}]
+
     def close(self):
         self.closed = True

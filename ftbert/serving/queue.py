@@ -41,7 +41,8 @@ class BatchingPredictor:
 
     Args:
         predictor: the loaded model; closed by `close()`.
-        batch_tokens: T at most in one run of the engine (a longer row runs alone). None: the predictor's own.
+        batch_tokens: T at most in one run of the engine (a longer row runs alone). None: on a card the predictor's own;
+            on a CPU 256 a thread, from 512 to the predictor's own: larger batches only make their first rows wait.
         max_wait_ms: how long a text may wait for others to share its batch while the engine is idle.
         max_queue_texts: texts that may wait; one more raises OverloadedError.
         workers: batches in the engine at a time. None: one for a CPU, two for each card, so that none waits for Python.
@@ -61,7 +62,7 @@ class BatchingPredictor:
         observer: Optional[QueueObserver] = None,
     ) -> None:
         if batch_tokens is None:
-            batch_tokens = predictor.batch_tokens
+            batch_tokens = _default_batch_tokens(predictor)
         if workers is None:
             workers = sum(2 if device.startswith("cuda") else 1 for device in predictor.devices)
         for name, value, least in (
@@ -185,9 +186,7 @@ class BatchingPredictor:
         self.close()
 
     def __repr__(self) -> str:
-        return "BatchingPredictor(%r, batch_tokens=%d, max_wait_ms=%g, max_queue_texts=%d)" % (
-            self.predictor, self.batch_tokens, self.max_wait * 1000, self.max_queue_texts,
-        )  # fmt: skip
+        return "BatchingPredictor(%r, batch_tokens=%d)" % (self.predictor, self.batch_tokens)
 
     # The way in and the way out
 
@@ -371,6 +370,13 @@ class BatchingPredictor:
             return np.concatenate(
                 [self._values(batch.take(rows[:half]), want), self._values(batch.take(rows[half:]), want)]
             )
+
+
+def _default_batch_tokens(predictor: "FastBertClassifier") -> int:
+    if any(device.startswith("cuda") for device in predictor.devices):
+        return predictor.batch_tokens
+    threads = sum(int(engine.get("threads", 1)) for engine in predictor.describe())
+    return min(predictor.batch_tokens, max(512, 256 * threads))
 
 
 def _wake(tickets: List[Ticket]) -> None:
