@@ -4,12 +4,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
-#include <new>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -50,110 +52,123 @@ bool Spin(const Ready& ready) {
   return ready();
 }
 
-// A thread that takes longer than the spinning has lost its CPU to another process: leave it this one.
-template <typename Ready>
-void WaitFor(const Ready& ready) {
-  while (!Spin(ready)) std::this_thread::yield();
-}
-
-// Team::work_: 16 bits of generation, 24 of tasks, 24 of the next task.
-constexpr int kTaskBits = 24;
-constexpr uint64_t kTaskMask = (uint64_t{1} << kTaskBits) - 1;
-int Next(uint64_t work) { return static_cast<int>(work & kTaskMask); }
-int Tasks(uint64_t work) { return static_cast<int>((work >> kTaskBits) & kTaskMask); }
-uint64_t NewWork(uint64_t last, int tasks) {
-  const uint64_t generation = (last >> (2 * kTaskBits)) + 1;
-  return (generation << (2 * kTaskBits)) | (static_cast<uint64_t>(tasks) << kTaskBits);
-}
+// Crew::work_: the number of tasks above, the next one to take below.
+uint64_t NewWork(int tasks) { return static_cast<uint64_t>(tasks) << 32; }
+int Tasks(uint64_t work) { return static_cast<int>(work >> 32); }
+int Next(uint64_t work) { return static_cast<int>(work & 0xffffffffu); }
 
 }  // namespace
 
-// A thread with a mailbox: its team raises `posted_` when there is work; the worker helps with whatever is there when
-// it comes, then sets `seen_` to the number it had read.
-class Worker {
+// One leader and a fixed set of workers, which share work by taking tasks from one word. A worker that comes late, when the
+// work is done or has given way to the next, can only take what is there to be taken: so nobody waits for workers, only
+// for tasks. Never destroyed.
+class Crew {
  public:
-  // Throws std::system_error when the system refuses a thread.
-  Worker() { std::thread([this] { Loop(); }).detach(); }
+  using Call = void (*)(const void* context, int task, int thread);
 
-  // Only while quiet().
-  void Join(Team* team, int thread) {
-    team_ = team;
-    thread_ = thread;
-  }
-
-  void Post() {
-    posted_.store(posted_.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
-    if (sleeping_.load(std::memory_order_seq_cst)) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_one();
+  // Fewer than threads - 1 workers if the system refuses more.
+  explicit Crew(int threads) : threads_(threads) {
+    try {
+      for (; size_ < threads; ++size_) {
+        const int thread = size_;
+        std::thread([this, thread] { Loop(thread); }).detach();
+      }
+    } catch (const std::system_error&) {
     }
   }
 
-  // It has read every post and left the team's work.
-  bool quiet() const { return seen_.load(std::memory_order_acquire) == posted_.load(std::memory_order_relaxed); }
+  int threads() const { return threads_; }  // asked for
+  int size() const { return size_; }        // there are
+
+  void Dispatch(Call call, const void* context, int tasks) {
+    call_ = call;
+    context_ = context;
+    done_.store(0, std::memory_order_relaxed);
+    work_.store(NewWork(tasks), std::memory_order_release);
+    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    // A worker adds itself to sleepers_ before it looks at epoch_ for the last time: it or this thread sees the other.
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    TakeTasks(0);
+    // A worker that takes longer than the spinning has lost its CPU to another process: leave it this one.
+    const auto done = [&] { return done_.load(std::memory_order_acquire) == tasks; };
+    while (!Spin(done)) std::this_thread::yield();
+  }
 
  private:
-  void Loop() {
+  void Loop(int thread) {
     uint32_t seen = 0;
     for (;;) {
-      const auto posted = [&] { return posted_.load(std::memory_order_acquire) != seen; };
-      if (!Spin(posted)) {
+      if (!Spin([&] { return epoch_.load(std::memory_order_acquire) != seen; })) {
         std::unique_lock<std::mutex> lock(mutex_);
-        sleeping_.store(true, std::memory_order_seq_cst);
-        // Post stores posted_ before it reads sleeping_, and this thread the other way round: one of them sees the
-        // other.
-        wake_.wait(lock, [&] { return posted_.load(std::memory_order_seq_cst) != seen; });
-        sleeping_.store(false, std::memory_order_relaxed);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
       }
-      seen = posted_.load(std::memory_order_acquire);
-      team_->TakeTasks(thread_);
-      seen_.store(seen, std::memory_order_release);
+      seen = epoch_.load(std::memory_order_acquire);
+      TakeTasks(thread);
     }
   }
 
-  alignas(64) std::atomic<uint32_t> posted_{0};
-  Team* team_ = nullptr;
-  int thread_ = 0;
-  std::atomic<bool> sleeping_{false};
-  alignas(64) std::atomic<uint32_t> seen_{0};
-  std::mutex mutex_;
+  void TakeTasks(int thread) {
+    int done = 0;
+    uint64_t work = work_.load(std::memory_order_acquire);
+    while (Next(work) < Tasks(work)) {
+      if (!work_.compare_exchange_weak(work, work + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      // This task is not done, so the work is not, and call_ and context_ are its own.
+      call_(context_, Next(work), thread);
+      ++done;
+      work = work_.load(std::memory_order_acquire);
+    }
+    if (done > 0) done_.fetch_add(done, std::memory_order_release);
+  }
+
+  const int threads_;
+  int size_ = 1;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // raised with every new work
+  std::atomic<int> sleepers_{0};
+  alignas(64) std::atomic<uint64_t> work_{0};
+  alignas(64) std::atomic<int> done_{0};
+  alignas(64) std::mutex mutex_;
   std::condition_variable wake_;
 };
 
 namespace {
 
-// The process's CPUs and workers. Never destroyed: workers may be asleep in it when the process exits.
+// The process's CPUs and crews. Never destroyed: workers may be asleep in it when the process exits.
 class Pool {
  public:
   Pool() : cpus_(AvailableCpus()) {}
 
-  // Waits for its turn and for the CPUs; fills `workers` with threads - 1 workers and returns the CPUs leased.
-  int Lease(int threads, std::vector<Worker*>* workers) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    cpus_ = std::max(cpus_, threads);  // threads= beyond what was found is the user's decision
-    const uint64_t ticket = next_ticket_++;
-    changed_.wait(lock, [&] { return ticket == now_serving_ && leased_ + threads <= cpus_; });
-    ++now_serving_;
-    leased_ += threads;
-    try {
-      for (int i = 1; i < threads; ++i) {
-        if (idle_.empty()) idle_.push_back(new Worker);
-        workers->push_back(idle_.back());
-        idle_.pop_back();
+  // Waits for its turn and for the CPUs. Returns a crew of so many threads, null for one thread.
+  Crew* Lease(int threads) {
+    Crew* crew = nullptr;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      cpus_ = std::max(cpus_, threads);  // threads= beyond what was found is the user's decision
+      const uint64_t ticket = next_ticket_++;
+      changed_.wait(lock, [&] { return ticket == now_serving_ && leased_ + threads <= cpus_; });
+      ++now_serving_;
+      leased_ += threads;
+      for (size_t i = idle_.size(); threads > 1 && crew == nullptr && i-- > 0;) {  // the last used first: it may be awake
+        if (idle_[i]->threads() != threads) continue;
+        crew = idle_[i];
+        idle_.erase(idle_.begin() + static_cast<ptrdiff_t>(i));
       }
-    } catch (const std::system_error&) {  // no more threads to be had: the run goes on with fewer
     }
-    lock.unlock();
     changed_.notify_all();
-    return threads;
+    return threads == 1 || crew != nullptr ? crew : new Crew(threads);
   }
 
-  void Return(int leased, const std::vector<Worker*>& workers) {
+  void Return(int threads, Crew* crew) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      leased_ -= leased;
-      // In reverse, so that the next team gets the same workers in the same places.
-      idle_.insert(idle_.end(), workers.rbegin(), workers.rend());
+      leased_ -= threads;
+      if (crew != nullptr) idle_.push_back(crew);
     }
     changed_.notify_all();
   }
@@ -165,7 +180,7 @@ class Pool {
   int leased_ = 0;
   uint64_t next_ticket_ = 0;
   uint64_t now_serving_ = 0;
-  std::vector<Worker*> idle_;
+  std::vector<Crew*> idle_;
 };
 
 std::atomic<Pool*> current_pool{nullptr};
@@ -186,39 +201,14 @@ Pool* GetPool() {
 
 }  // namespace
 
-Team::Team(int threads) {
-  leased_ = GetPool()->Lease(std::max(threads, 1), &workers_);
-  for (size_t i = 0; i < workers_.size(); ++i) workers_[i]->Join(this, static_cast<int>(i) + 1);
+Team::Team(int threads) : leased_(std::max(threads, 1)) {
+  crew_ = GetPool()->Lease(leased_);
+  if (crew_ != nullptr) size_ = crew_->size();
 }
 
-Team::~Team() {
-  for (Worker* worker : workers_) WaitFor([&] { return worker->quiet(); });
-  GetPool()->Return(leased_, workers_);
-}
+Team::~Team() { GetPool()->Return(leased_, crew_); }
 
-void Team::TakeTasks(int thread) {
-  int done = 0;
-  uint64_t work = work_.load(std::memory_order_acquire);
-  while (Next(work) < Tasks(work)) {
-    if (!work_.compare_exchange_weak(work, work + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    // This task is not done, so the work is not either, and call_ and context_ are its own.
-    call_(context_, Next(work), thread);
-    ++done;
-    work = work_.load(std::memory_order_acquire);
-  }
-  if (done > 0) done_.fetch_add(done, std::memory_order_release);
-}
-
-void Team::Dispatch(Call call, const void* context, int tasks) {
-  call_ = call;
-  context_ = context;
-  done_.store(0, std::memory_order_relaxed);
-  work_.store(NewWork(work_.load(std::memory_order_relaxed), tasks), std::memory_order_release);
-  const int helpers = std::min(tasks - 1, static_cast<int>(workers_.size()));
-  for (int i = 0; i < helpers; ++i) workers_[i]->Post();
-  TakeTasks(0);
-  WaitFor([&] { return done_.load(std::memory_order_acquire) == tasks; });
-}
+void Team::Dispatch(Call call, const void* context, int tasks) { crew_->Dispatch(call, context, tasks); }
 
 }  // namespace cpu
 }  // namespace ftbert
