@@ -142,8 +142,8 @@ inline void CheckInt8Extremes(const Form& form) {
     }
     CheckInt8Product(form, p, 1, Epilogue::kBias);
   }
-  {  // magnitudes of four weights that add up to 255, 256 and 257, by inputs of the largest magnitude: where two 16-bit sums
-     // may just be added, and where they may not
+  {  // magnitudes of four weights that add up to 255, 256 and 257, by inputs of the largest magnitude: where two 16-bit
+     // sums may just be added, and where they may not
     Problem p(512, 48, 4);
     for (int32_t k = 0; k < p.inputs; ++k) {
       for (int32_t n = 0; n < p.outputs; ++n) {

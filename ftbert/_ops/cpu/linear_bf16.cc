@@ -96,8 +96,8 @@ const LinearOps kBf16Portable = {Isa::kPortable, 1, kPortableColumns, true, 1, f
 
 namespace {
 
-// On Intel's processors vdpbf16ps is slower than fp32 multiply-adds on widened weights (a Xeon with AMX, one core: 35 and
-// 53 GMAC/s), AMX being what is meant to be used; on AMD's (Zen 5) it is twice as fast (245 and 125).
+// On Intel's processors vdpbf16ps is slower than fp32 multiply-adds on widened weights (a Xeon with AMX, one core: 35
+// and 53 GMAC/s), AMX being what is meant to be used; on AMD's (Zen 5) it is twice as fast (245 and 125).
 [[maybe_unused]] bool IsIntel() {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
