@@ -206,6 +206,11 @@ def test_an_editable_install(tmp_path):
     run([sys.executable, "-m", "venv", environment])
     python = environment / "bin" / "python"
     variables = dict(os.environ, FTBERT_CUDA="0", FTBERT_REQUIRE_TENSORFLOW="0")
-    run([python, "-m", "pip", "install", "-q", "-e", source], env=variables)
-    said = run([python, "-c", "import ftbert._ops as ops; print(ops.library_path()); ops.library()"], cwd=str(tmp_path))
-    assert str(source) in said
+    run([python, "-m", "pip", "install", "-q", "--no-deps", "-e", source], env=variables)
+    code = (
+        "import ctypes, importlib.util, os\n"
+        "folder = os.path.dirname(importlib.util.find_spec('ftbert').origin)\n"
+        "print(folder, ctypes.CDLL(os.path.join(folder, '_ops', 'lib', 'libftbert.so')).ftbert_abi_version())\n"
+    )
+    said = run([python, "-c", code], cwd=str(tmp_path)).split()
+    assert said == [str(source / "ftbert"), str(_ops.ABI_VERSION)]
