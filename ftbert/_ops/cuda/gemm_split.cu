@@ -25,7 +25,8 @@ struct Partial {
   int rank, split;
 };
 
-__device__ __forceinline__ float4 LoadShared4(uint32_t address) {
+// [[maybe_unused]]: architectures other than Hopper compile no caller.
+[[maybe_unused]] __device__ __forceinline__ float4 LoadShared4(uint32_t address) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
@@ -33,7 +34,7 @@ __device__ __forceinline__ float4 LoadShared4(uint32_t address) {
                : "memory");
   return v;
 }
-__device__ __forceinline__ void Add4(float4* sum, const float4& v) {
+[[maybe_unused]] __device__ __forceinline__ void Add4(float4* sum, const float4& v) {
   sum->x += v.x, sum->y += v.y, sum->z += v.z, sum->w += v.w;
 }
 
