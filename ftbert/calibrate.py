@@ -18,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from ftbert.batching import PackedBatch, plan
+from ftbert.callable_module import make_callable
 from ftbert.checkpoint import load_model_folder
 from ftbert.errors import CheckpointError, ConfigError, InputError, UnavailableError
 from ftbert.measure import time_calls
@@ -329,3 +330,6 @@ def _record(folder: str, kind: str, chosen: str, results: List[PrecisionResult],
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+make_callable(__name__)
