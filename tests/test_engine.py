@@ -244,7 +244,9 @@ def test_the_engine_describes_itself_and_the_machine():
     assert isinstance(machine["cuda"]["devices"], list)
     with build(SMALL, random_weights(SMALL, 3), threads=2) as engine:
         facts = engine.describe()
-    assert facts["device"] == "cpu" and facts["precision"] == "fp32" and facts["isa"] == machine["cpu"]["isa"]
+    assert facts["device"] == "cpu" and facts["precision"] == "fp32"
+    # The kernels' own level may be lower than the machine's: fp32 has no use for bf16 instructions.
+    assert facts["isa"] in machine["cpu"]["levels"] and facts["isa_level"] == machine["cpu"]["isa"]
     assert facts["name"].startswith("cpu ") and "2 threads" in facts["name"]
     parameters = sum(array.size for array in random_weights(SMALL, 3).values())
     assert parameters * 4 <= facts["weight_bytes"] <= parameters * 4 * 3

@@ -20,7 +20,8 @@ def test_every_public_name_is_there():
 def test_module_and_function_of_one_name_are_both_there(first):
     code = first + "\nimport ftbert\nassert callable(ftbert.finetune) and callable(ftbert.calibrate)\n"
     code += "from ftbert.finetune import finetune, prepare\nassert ftbert.finetune.prepare is prepare\n"
-    code += "try:\n    ftbert.finetune(train=None, output='x')\nexcept ftbert.ConfigError as error:\n    assert 'train' in str(error)\n"
+    code += "try:\n    ftbert.finetune(train=None, output='x')\n"
+    code += "except ftbert.ConfigError as error:\n    assert 'train' in str(error)\n"
     code += "else:\n    raise SystemExit('no error')\n"
     assert subprocess.call([sys.executable, "-c", code]) == 0
 
