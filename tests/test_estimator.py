@@ -24,6 +24,9 @@ CONFIG = BertConfig(
     num_attention_heads=2,
     intermediate_size=16,
     max_position_embeddings=12,
+    initializer_range=0.1,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
 )
 
 
@@ -44,9 +47,10 @@ def estimator(tmp_path_factory):
         features = {"input_ids": ids, "input_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
         return tf.data.Dataset.from_tensor_slices((features, (ids[:, 0] < 15).astype(np.int32))).repeat().batch(16)
 
-    params = {"config": CONFIG, "num_labels": 2, "train_op": create_train_op(1e-2, 120, 10)}
-    made = tf.estimator.Estimator(modeling.model_fn, str(tmp_path_factory.mktemp("estimator")), params=params)
-    made.train(input_fn, steps=120)
+    params = {"config": CONFIG, "num_labels": 2, "train_op": create_train_op(3e-3, 200, 20)}
+    run = tf.estimator.RunConfig(tf_random_seed=1)
+    made = tf.estimator.Estimator(modeling.model_fn, str(tmp_path_factory.mktemp("estimator")), run, params)
+    made.train(input_fn, steps=200)
     assert made.evaluate(input_fn, steps=4)["eval_accuracy"] > 0.9
     return made
 
