@@ -1,6 +1,6 @@
 """Chinese news titles from scratch, by the command line alone, beside a character n-gram logistic regression.
 
-    python benchmarks/finetune_thucnews.py --data <folder with train.tsv, dev.tsv> --sklearn-python <python with scikit-learn>
+    python benchmarks/finetune_thucnews.py --data <folder with train.tsv, dev.tsv> --sklearn-python <python with it>
 
 A tenth of the training rows decides which epoch is kept; dev.tsv is predicted once, at the end.
 """
@@ -69,7 +69,8 @@ def main():
     parser.add_argument("--output", default=os.path.join(HERE, "results", "finetune_thucnews.json"))
     arguments = parser.parse_args()
     train, dev = (os.path.join(arguments.data, name) for name in ("train.tsv", "dev.tsv"))
-    options = ["--epochs", str(arguments.epochs), "--learning-rate", "5e-4", "--max-length", "64", "--vocab-size", "6000"]
+    options = ["--epochs", str(arguments.epochs), "--learning-rate", "5e-4", "--max-length", "64"]
+    options += ["--vocab-size", "6000"]
     options += ["--label-smoothing", "0.1", "--threads", str(arguments.threads), "--precision", "fp16"]
     for name, value in (("dropout", 0.3), ("classifier_dropout", 0.3), ("word_dropout", 0.2)):
         options += ["--option", "%s=%s" % (name, value)]
@@ -90,8 +91,8 @@ def main():
             training = json.load(file)["training"]
     regression = json.loads(run(arguments.sklearn_python, "-c", REGRESSION, train, dev))
     result = {
-        "what": "thucnews titles, 8,500 train and 1,500 dev rows, 10 labels; from scratch, through `ftbert finetune` and "
-        "`ftbert predict`",
+        "what": "thucnews titles, 8,500 train and 1,500 dev rows, 10 labels; from scratch, through `ftbert finetune` "
+        "and `ftbert predict`",
         "dev_accuracy": {
             "ftbert, 2 layers of 256 from scratch": round(accuracy, 5),
             "logistic regression on character 1- to 3-grams": round(regression["accuracy"], 5),

@@ -302,6 +302,8 @@ def finetune(
     from ftbert.training.machine import find_machine, tensorflow_version
 
     machine = find_machine(plan.options.device, plan.options.threads, plan.options.mixed_precision, plan.options.xla)
+    if machine.notice:
+        plan.notices.append(machine.notice)
     version = tensorflow_version()
     run = RunFolder(output + ".training", _fingerprint(plan, version), plan.options.resume)
     if plan.options.progress:

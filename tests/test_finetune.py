@@ -117,6 +117,27 @@ def test_it_learns_and_writes_a_servable_folder(trained):
     assert settings["training"]["tensorflow"] == tf.__version__
 
 
+def test_the_served_model_measures_what_training_measured(trained, runtime):
+    from ftbert import FastBertClassifier
+
+    with FastBertClassifier.load(trained.output, device="cpu", precision="fp32", runtime=runtime) as classifier:
+        assert classifier.labels == trained.labels
+        chances = classifier.predict_proba([text for text, _ in DEV])
+    truth = np.array([trained.labels.index(label) for _, label in DEV])
+    assert (chances.argmax(-1) == truth).mean() == trained.metrics["accuracy"]
+    loss = -np.log(chances[np.arange(len(truth)), truth]).mean()
+    assert abs(loss - trained.metrics["loss"]) < 1e-4
+
+
+def test_several_gpus_are_no_secret(monkeypatch):
+    from ftbert.training import machine
+
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ["/gpu:0", "/gpu:1"])
+    found = machine.find_machine()
+    assert found.device == "/gpu:0" and "sees 2 GPUs" in found.notice
+    assert machine.find_machine("cpu").notice is None
+
+
 def test_the_report_and_card_say_what_happened(trained):
     with open(trained.report, encoding="utf-8") as file:
         report = file.read()

@@ -28,12 +28,14 @@ class Machine(NamedTuple):
         threads: of the CPU; 0: one per core.
         mixed_precision: None, "float16" or "bfloat16": the type of the matrix products.
         xla: whether TensorFlow compiles clusters of operations.
+        notice: what the user should know about the choice, or None.
     """
 
     device: str
     threads: int
     mixed_precision: Optional[str]
     xla: bool
+    notice: Optional[str] = None
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -88,7 +90,13 @@ def find_machine(
             "xla=True compiles for GPUs, and TensorFlow %s uses none here. Leave it out: on a CPU each batch length "
             "would be compiled anew for no gain." % tf.__version__
         )
-    return Machine("/gpu:0" if gpus else "/cpu:0", threads, mixed_precision, xla)
+    notice = None
+    if len(gpus) > 1:
+        notice = (
+            "TensorFlow sees %d GPUs, and trains a model on one, the first. CUDA_VISIBLE_DEVICES chooses another; "
+            "several runs can share the machine that way." % len(gpus)
+        )
+    return Machine("/gpu:0" if gpus else "/cpu:0", threads, mixed_precision, xla, notice)
 
 
 def tensorflow_version() -> str:

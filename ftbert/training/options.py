@@ -42,7 +42,7 @@ class Options:
         metric: which one decides what is best: "accuracy", "macro_f1" or "loss".
         patience: epochs without a better one after which training stops; None: never.
         seed: of new weights, order and dropout; two runs on a CPU with equal settings end bitwise equal.
-        device: "auto", "cpu" or "gpu"; threads: of the CPU, 0: one per core.
+        device: "auto", "cpu" or "gpu" (one, also where there are several); threads: of the CPU, 0: one per core.
         mixed_precision: None, "bfloat16" or "float16" (GPU).
         xla: compile (GPU).
         precision: of the saved weights, "fp32" or "fp16".
