@@ -1,5 +1,5 @@
-// The CPU backend: slots, embeddings, attention and the thread team of a run. Products are in product.cc, kernels in their own
-// files, chosen once at load for the instruction set.
+// The CPU backend: slots, embeddings, attention and the thread team of a run. Products are in product.cc, kernels in
+// their own files, chosen once at load for the instruction set.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -69,7 +69,8 @@ Epilogue EpilogueFor(Activation activation) {
 Status PackTable(const SourceTable& source, int32_t columns, DataType type, Buffer* packed) {
   const size_t stride = (static_cast<size_t>(columns) + 15) / 16 * 16;
   const size_t width = type == DataType::kFloat32 ? 4 : 2;
-  if (!packed->Allocate(source.rows * stride * width)) return Status(Code::kOutOfMemory, "Out of memory for the embeddings.");
+  if (!packed->Allocate(source.rows * stride * width))
+    return Status(Code::kOutOfMemory, "Out of memory for the embeddings.");
   constexpr int32_t kRowsAtATime = 512;
   PackInParallel((source.rows + kRowsAtATime - 1) / kRowsAtATime, [&](int32_t block) {
     const int32_t end = std::min(source.rows, (block + 1) * kRowsAtATime);
@@ -210,8 +211,8 @@ class CpuBackend final : public Backend {
                  View(w, out));
   }
 
-  // Every task is one head of one row of text, the longest rows first; rows are split only if there are too few of them to
-  // occupy the team.
+  // Every task is one head of one row of text, the longest rows first; rows are split only if there are too few of them
+  // to occupy the team.
   void Attend(Workspace* workspace, Span span) override {
     CpuWorkspace* w = Cast(workspace);
     const bool first_only = span == Span::kFirstTokens;

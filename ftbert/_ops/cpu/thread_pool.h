@@ -1,9 +1,9 @@
 // Threads for the CPU backend: one pool for the process, leased by runs.
 //
-// A run of an engine with n threads leases n of the process's CPUs (its own thread and a crew of n - 1 workers) and gives them
-// back at its end. Leases are granted in the order of asking and never sum to more than the CPUs the process may use, so two
-// predictors, or one predictor called from many threads, do not oversubscribe the machine: with all threads each, runs
-// take turns; with one thread each, they run side by side.
+// A run of an engine with n threads leases n of the process's CPUs (its own thread and a crew of n - 1 workers) and
+// gives them back at its end. Leases are granted in the order of asking and never sum to more than the CPUs the process
+// may use, so two predictors, or one predictor called from many threads, do not oversubscribe the machine: with all
+// threads each, runs take turns; with one thread each, they run side by side.
 //
 // Between the kernels of a run workers spin, for at most kSpinMicroseconds, then sleep; idle workers likewise. After a
 // fork the child has no workers: it starts a pool of its own at its first run.
@@ -28,9 +28,9 @@ class Team {
 
   int size() const { return size_; }
 
-  // Calls body(task, thread) for each task in [0, tasks), tasks taken in order by whichever thread is free; returns when all
-  // are done. What tasks wrote is seen by the caller and by the next ForEach. `thread` is in [0, size()) and no two tasks
-  // run at once with the same one. A worker that comes late finds nothing left and is not waited for.
+  // Calls body(task, thread) for each task in [0, tasks), tasks taken in order by whichever thread is free; returns
+  // when all are done. What tasks wrote is seen by the caller and by the next ForEach. `thread` is in [0, size()) and
+  // no two tasks run at once with the same one. A worker that comes late finds nothing left and is not waited for.
   template <typename Body>
   void ForEach(int tasks, const Body& body) {
     if (tasks <= 1 || size_ == 1) {
