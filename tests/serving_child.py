@@ -33,7 +33,10 @@ def main() -> None:
         return predictor
 
     table.ModelTable._load_path = load
-    server.run({"known": settings.get("labels_file") or "known"}, ServeOptions(port=0, **settings.get("options", {})))
+    server.run(
+        {"known": settings.get("labels_file") or "known"},
+        ServeOptions(**dict({"port": 0}, **settings.get("options", {}))),
+    )
     sys.exit(3 if "tensorflow" in sys.modules else 0)
 
 

@@ -479,6 +479,7 @@ def test_a_model_that_cannot_be_loaded_leaves_none_open():
         {"token": "a b"},
         {"max_texts": 10, "max_queue_texts": 5},
         {"ssl_keyfile": "key"},
+        {"ssl_certfile": "/not/there.pem"},
         {"log_texts": True},
         {"pooling": "max"},
     ],

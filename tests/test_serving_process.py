@@ -6,8 +6,10 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -18,7 +20,7 @@ for package in ("tokenizers", "starlette", "uvicorn", "httptools", "orjson", "pr
     pytest.importorskip(package)
 
 from serving_fakes import KnownPredictor  # noqa: E402
-from serving_process import WAIT, ServerProcess, read_all, until  # noqa: E402
+from serving_process import TESTS, WAIT, ServerProcess, read_all, until  # noqa: E402
 
 from ftbert.errors import CheckpointError  # noqa: E402
 from ftbert.serving import run  # noqa: E402
@@ -335,3 +337,15 @@ def test_the_known_answers_come_through_the_process(server):
     scores = {item["label"]: item["score"] for item in answer}
     assert status == 200
     assert [scores[label] for label in known.labels] == known.expect(["我要退款"])[0].tolist()
+
+
+def test_a_port_that_is_taken_is_an_error_and_not_a_hang():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        command = [sys.executable, os.path.join(TESTS, "serving_child.py")]
+        command.append(json.dumps({"options": {"port": taken.getsockname()[1]}}))
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([os.path.dirname(TESTS), TESTS]))
+        result = subprocess.run(command, stderr=subprocess.PIPE, env=environment, universal_newlines=True, timeout=WAIT)
+    assert result.returncode == 1
+    assert "UnavailableError: Expected to listen on 127.0.0.1" in result.stderr

@@ -1,6 +1,7 @@
 """Everything that can be set on the server, with the defaults and their limits in one place."""
 
 import dataclasses
+import os
 from typing import Optional
 
 from ftbert.errors import ConfigError
@@ -98,5 +99,9 @@ class ServeOptions:
             raise ConfigError("token: expected ASCII characters without spaces.")
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("ssl_keyfile: expected ssl_certfile with it.")
+        for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
+            path = getattr(self, name)
+            if path is not None and not os.path.isfile(path):
+                raise ConfigError("%s: expected a file, found none at %s." % (name, path))
         if self.log_texts and not self.log_requests:
             raise ConfigError("log_texts: expected log_requests with it.")

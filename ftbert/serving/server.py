@@ -4,11 +4,13 @@ import contextlib
 import logging
 import resource
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Union
 
 import uvicorn
 
+from ftbert.errors import UnavailableError
 from ftbert.serving.app import create_app
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.protocol import make_protocol
@@ -71,19 +73,22 @@ def run(
         options: a ServeOptions; or give its fields as keyword arguments.
 
     Raises:
-        ConfigError, CheckpointError, UnavailableError: before anything listens.
+        ConfigError, CheckpointError, UnavailableError: before anything listens; a port that is taken is among these.
     """
     options = options or ServeOptions(**settings)
     _raise_file_limit(options.max_connections)
     _log_to_stderr()
-    app = create_app(models, options)
+    listening = _bind(options.host, options.port)
+    try:
+        app = create_app(models, options)
+    except BaseException:
+        listening.close()
+        raise
     table: ModelTable = app.state.table
     if options.token is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         _log.warning("Listening on %s without a token: everybody who reaches it may use the models.", options.host)
     config = uvicorn.Config(
         app,
-        host=options.host,
-        port=options.port,
         http=make_protocol(options, app.state.metrics),
         ws="none",
         loop="auto",
@@ -101,9 +106,26 @@ def run(
         ssl_ca_certs=options.ssl_ca_certs,
     )
     try:
-        _Server(config, table).run()
+        _Server(config, table).run(sockets=[listening])
     finally:
+        listening.close()
         table.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket of that address, not listening yet: a port that is taken is found before any model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UnavailableError("host: expected an address of this machine, got %r: %s." % (host, error)) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UnavailableError("Expected to listen on %s:%d, but: %s." % (host, port, error.strerror)) from error
+    return bound
 
 
 def _raise_file_limit(connections: int) -> None:
