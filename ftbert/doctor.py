@@ -137,7 +137,8 @@ def _engine(trial: _Trial) -> Finding:
 def _has_tensorflow() -> bool:
     import importlib.util
 
-    return importlib.util.find_spec("tensorflow") is not None
+    # TensorFlow 1.14, once imported, has no __spec__, which find_spec takes for an error.
+    return "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is not None
 
 
 def _tensorflow(trial: Optional[_Trial]) -> List[Finding]:
