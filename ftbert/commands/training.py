@@ -51,7 +51,7 @@ def finetune(
     option: Optional[List[str]] = typer.Option(None, help="Any other option of ftbert.finetune as name=JSON."),
 ) -> None:
     """Train a classifier on labelled rows and write its model folder. A run cut off goes on when called again."""
-    import ftbert
+    from ftbert.finetune import finetune as train_model
 
     options: Dict[str, Any] = {
         "text_column": text_column,
@@ -88,7 +88,7 @@ def finetune(
         if not equals:
             raise ConfigError("--option: expected name=value, got %r." % item)
         options[name] = _json("--option " + name, value)
-    result = ftbert.finetune(train=train, dev=dev, pretrained=pretrained, output=output, **options)
+    result = train_model(train=train, dev=dev, pretrained=pretrained, output=output, **options)
     typer.echo(
         "%s: epoch %d, accuracy %.2f%%, macro-F1 %.2f%% on the dev rows."
         % (result.output, result.best_epoch, 100 * result.metrics["accuracy"], 100 * result.metrics["macro_f1"])
