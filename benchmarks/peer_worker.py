@@ -136,10 +136,10 @@ class PlainTensorFlow:
             self.ids = tf.placeholder(tf.int32, (None, None))
             self.mask = tf.placeholder(tf.int32, (None, None))
             net = modeling.BertModel(config=folder.config, is_training=False, input_ids=self.ids, input_mask=self.mask)
-            self.logits = modeling.apply_classifier(net.get_pooled_output(), folder.num_labels)
+            self.logits = modeling.apply_classifier(net, folder.num_labels)
             config = tf.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
             self.session = tf.Session(config=config)
-            modeling.assign_weights(self.session, folder.weights())
+            modeling.assign_weights(self.session, net.variables, folder.weights())
         self.version = tensorflow.__version__
 
     def __call__(self, ids, mask):

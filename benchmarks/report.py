@@ -189,7 +189,7 @@ def main():
     if arguments.charts:
         draw_growth(os.path.join(RESULTS, "growth.svg"))
     stale = []
-    for path, language in (("README.md", "en"), ("README.zh-CN.md", "zh")):
+    for path, language in (("README.md", "en"), ("README.zh-CN.md", "zh"), ("docs/benchmarks.md", "en")):
         path = os.path.join(ROOT, path)
         old, new = replaced(path, sections(language))
         if old == new:
