@@ -59,9 +59,9 @@ int Next(uint64_t work) { return static_cast<int>(work & 0xffffffffu); }
 
 }  // namespace
 
-// One leader and a fixed set of workers, which share work by taking tasks from one word. A worker that comes late, when the
-// work is done or has given way to the next, can only take what is there to be taken: so nobody waits for workers, only
-// for tasks. Never destroyed.
+// One leader and a fixed set of workers, which share work by taking tasks from one word. A worker that comes late, when
+// the work is done or has given way to the next, can only take what is there to be taken: so nobody waits for workers,
+// only for tasks. Never destroyed.
 class Crew {
  public:
   using Call = void (*)(const void* context, int task, int thread);
@@ -116,7 +116,9 @@ class Crew {
     int done = 0;
     uint64_t work = work_.load(std::memory_order_acquire);
     while (Next(work) < Tasks(work)) {
-      if (!work_.compare_exchange_weak(work, work + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (!work_.compare_exchange_weak(work, work + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        continue;
+      }
       // This task is not done, so the work is not, and call_ and context_ are its own.
       call_(context_, Next(work), thread);
       ++done;
@@ -154,14 +156,21 @@ class Pool {
       changed_.wait(lock, [&] { return ticket == now_serving_ && leased_ + threads <= cpus_; });
       ++now_serving_;
       leased_ += threads;
-      for (size_t i = idle_.size(); threads > 1 && crew == nullptr && i-- > 0;) {  // the last used first: it may be awake
+      // The last used first: it may still be awake.
+      for (size_t i = idle_.size(); threads > 1 && crew == nullptr && i-- > 0;) {
         if (idle_[i]->threads() != threads) continue;
         crew = idle_[i];
         idle_.erase(idle_.begin() + static_cast<ptrdiff_t>(i));
       }
     }
     changed_.notify_all();
-    return threads == 1 || crew != nullptr ? crew : new Crew(threads);
+    if (threads == 1 || crew != nullptr) return crew;
+    try {
+      return new Crew(threads);
+    } catch (...) {
+      Return(threads, nullptr);
+      throw;
+    }
   }
 
   void Return(int threads, Crew* crew) {
