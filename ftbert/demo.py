@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from typing import Any, List, Optional, Tuple
 
 from ftbert.errors import UnavailableError
@@ -58,7 +59,8 @@ def run(texts: Optional[List[str]] = None, seconds: float = 1.0) -> None:
     console = Console()
     texts = texts or SENTENCES
     path = demo_model_path()
-    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    # TensorFlow 1.14, once imported, has no __spec__, which find_spec takes for an error.
+    has_tensorflow = "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is not None
     with FastBertClassifier.load(path, runtime="session" if has_tensorflow else "direct") as classifier:
         table = Table(title="ftbert demo: customer-service intents", caption=classifier.engine)
         for heading, style in (("text", ""), ("label", "bold green"), ("score", "cyan")):
