@@ -336,11 +336,11 @@ def test_pairs_and_class_weights_and_smoothing(tmp_path):
 
 
 def test_balanced_weights():
-    from ftbert.finetune import _class_weights
+    from ftbert.training.plan import class_weights
 
     rows = [("text %d" % index, "a" if index < 30 else "b") for index in range(40)]
     plan = prepare(rows, rows[25:35], class_weights="balanced", max_length=16)
-    assert np.allclose(_class_weights(plan), [40 / (2 * 30), 40 / (2 * 10)])
+    assert np.allclose(class_weights(plan), [40 / (2 * 30), 40 / (2 * 10)])
 
 
 def test_a_processor_like_googles(tmp_path):

@@ -66,7 +66,7 @@ IMPORTS_TENSORFLOW = {"modeling", "fast_modeling", "training", "estimator"}
 MAX_LINE = 120
 MAX_LINES = 400
 MAX_TEST_LINES = 600
-LONG_FILES = {"ftbert/_ops/cpu/backend.cc": 445, "ftbert/finetune.py": 440, "ftbert/modeling.py": 525}
+LONG_FILES = {"ftbert/_ops/cpu/backend.cc": 445, "ftbert/modeling.py": 525}
 
 SOURCE_SUFFIXES = {".py", ".cc", ".cu", ".cuh", ".h", ".inc", ".cmake", ".toml", ".sh"}
 # Written in two halves, so that this file does not break its own rule.

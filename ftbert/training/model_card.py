@@ -18,7 +18,7 @@ def write_model_card(path: str, plan: Any, training: Dict[str, Any], logits: np.
 
     Args:
         path: README.md in the model folder.
-        plan: `ftbert.finetune.Plan`.
+        plan: `ftbert.training.plan.Plan`.
         training: the record of the same name in ftbert.json.
         logits, truth: (B, C) and labels of the dev rows, for the per-label table.
     """

@@ -130,7 +130,7 @@ def write_report(path: str, plan: Any, run: RunFolder, logits: np.ndarray, truth
 
     Args:
         path: the HTML file.
-        plan: `ftbert.finetune.Plan`.
+        plan: `ftbert.training.plan.Plan`.
         run: history and metrics.jsonl.
         logits, truth: (B, C) of the epoch kept, and the labels, of the dev rows.
         name: of the model.
