@@ -178,6 +178,15 @@ def test_no_mask_and_one_hot_mean_what_google_means():
             assert np.abs(session.run(model.get_pooled_output()) - full).max() < 1e-5
 
 
+def test_names_and_shapes_are_those_of_checkpoints():
+    from ftbert.checkpoint.names import weight_shapes
+
+    config = make_config()
+    for count, pooler in ((3, True), (0, True), (0, False)):
+        specs = modeling.variable_specs(config, count or None, pooler)
+        assert {name: spec.shape for name, spec in specs.items()} == dict(weight_shapes(config, count, pooler))
+
+
 def test_packed_and_masked_together_is_refused():
     with tf.Graph().as_default(), pytest.raises(ConfigError, match="input_mask"):
         modeling.BertModel(
