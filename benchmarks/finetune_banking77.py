@@ -7,8 +7,8 @@ speed.
 
 `accuracy` trains every seed to the end and measures the test rows after the last epoch; no epoch is chosen by them.
 `speed` times some steps of every engine on one thread, turn by turn: rows trained on per second of CPU time (not of the
-clock: other work on the machine would be in it), the best round of each. Each worker is a process of its own. Both add to
-one result file.
+clock: other work on the machine would be in it), the best round of each. Each worker is a process of its own.
+Both add to one result file.
 """
 
 import argparse
