@@ -1,7 +1,9 @@
 #include "cpu/thread_pool.h"
 
 #include <pthread.h>
-#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -27,6 +29,9 @@ using Clock = std::chrono::steady_clock;
 // tick.
 constexpr int kSpinMicroseconds = 100;
 
+// A worker that finds itself on its leader's CPU moves away at most so often.
+constexpr int kMoveMilliseconds = 10;
+
 inline void Pause() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -51,6 +56,23 @@ bool Spin(const Ready& ready) {
   } while (Clock::now() < end);
   return ready();
 }
+
+#if defined(__linux__)
+int CurrentCpu() { return sched_getcpu(); }
+
+// Moves this thread to any other CPU it may use. The mask is then as it was: only the place has changed.
+void LeaveCpu(int cpu) {
+  cpu_set_t allowed;
+  if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+  sched_setaffinity(0, sizeof allowed, &allowed);
+}
+#else
+int CurrentCpu() { return -1; }
+void LeaveCpu(int) {}
+#endif
 
 // Crew::work_: the number of tasks above, the next one to take below.
 uint64_t NewWork(int tasks) { return static_cast<uint64_t>(tasks) << 32; }
@@ -84,6 +106,7 @@ class Crew {
     call_ = call;
     context_ = context;
     done_.store(0, std::memory_order_relaxed);
+    leader_cpu_.store(CurrentCpu(), std::memory_order_relaxed);
     work_.store(NewWork(tasks), std::memory_order_release);
     epoch_.fetch_add(1, std::memory_order_seq_cst);
     // A worker adds itself to sleepers_ before it looks at epoch_ for the last time: it or this thread sees the other.
@@ -100,6 +123,7 @@ class Crew {
  private:
   void Loop(int thread) {
     uint32_t seen = 0;
+    Clock::time_point moved;
     for (;;) {
       if (!Spin([&] { return epoch_.load(std::memory_order_acquire) != seen; })) {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -108,6 +132,15 @@ class Crew {
         sleepers_.fetch_sub(1, std::memory_order_relaxed);
       }
       seen = epoch_.load(std::memory_order_acquire);
+      // On a busy machine the scheduler can leave leader and worker on one CPU for good, taking turns.
+      const int cpu = CurrentCpu();
+      if (cpu >= 0 && cpu == leader_cpu_.load(std::memory_order_relaxed)) {
+        const auto now = Clock::now();
+        if (now - moved > std::chrono::milliseconds(kMoveMilliseconds)) {
+          LeaveCpu(cpu);
+          moved = now;
+        }
+      }
       TakeTasks(thread);
     }
   }
@@ -133,6 +166,7 @@ class Crew {
   const void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> epoch_{0};  // raised with every new work
   std::atomic<int> sleepers_{0};
+  std::atomic<int> leader_cpu_{-1};
   alignas(64) std::atomic<uint64_t> work_{0};
   alignas(64) std::atomic<int> done_{0};
   alignas(64) std::mutex mutex_;
