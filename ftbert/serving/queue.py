@@ -41,8 +41,8 @@ class BatchingPredictor:
 
     Args:
         predictor: the loaded model; closed by `close()`.
-        batch_tokens: T at most in one run of the engine (a longer row runs alone). None: on a card the predictor's own;
-            on a CPU 256 a thread, from 512 to the predictor's own: larger batches only make their first rows wait.
+        batch_tokens: T at most in one run of the engine (a longer row runs alone). None: the predictor's own. On a CPU
+            a batch takes half of what waits, between 256 tokens a thread (512 in all) and this.
         max_wait_ms: how long a text may wait for others to share its batch while the engine is idle.
         max_queue_texts: texts that may wait; one more raises OverloadedError.
         workers: batches in the engine at a time. None: one for a CPU, two for each card, so that none waits for Python.
@@ -62,7 +62,7 @@ class BatchingPredictor:
         observer: Optional[QueueObserver] = None,
     ) -> None:
         if batch_tokens is None:
-            batch_tokens = _default_batch_tokens(predictor)
+            batch_tokens = predictor.batch_tokens
         if workers is None:
             workers = sum(2 if device.startswith("cuda") else 1 for device in predictor.devices)
         for name, value, least in (
@@ -84,7 +84,7 @@ class BatchingPredictor:
         self._to_run = threading.Condition(self._mutex)
         self._waiting: Deque[Ticket] = deque()
         self._tokenizing = 0  # tickets between the two queues
-        self._ready = ReadyTickets(self.batch_tokens, self.max_wait)
+        self._ready = ReadyTickets(self.batch_tokens, _least_tokens(predictor), self.max_wait)
         self._queued_texts = 0  # submitted and not yet handed to the engine
         self._texts_per_second = 0.0
         self._closing = False
@@ -372,11 +372,11 @@ class BatchingPredictor:
             )
 
 
-def _default_batch_tokens(predictor: "FastBertClassifier") -> int:
+def _least_tokens(predictor: "FastBertClassifier") -> int:
+    """Tokens below which a batch would use the device badly: a card takes all that waits."""
     if any(device.startswith("cuda") for device in predictor.devices):
         return predictor.batch_tokens
-    threads = sum(int(engine.get("threads", 1)) for engine in predictor.describe())
-    return min(predictor.batch_tokens, max(512, 256 * threads))
+    return max(512, 256 * sum(int(engine.get("threads", 1)) for engine in predictor.describe()))
 
 
 def _wake(tickets: List[Ticket]) -> None:

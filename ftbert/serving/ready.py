@@ -19,11 +19,14 @@ class ReadyTickets:
 
     Args:
         batch_tokens: T at most in a batch; a longer row makes a batch of its own.
+        least_tokens: a batch takes half of what waits, but not less than this: under a light load the first rows of a
+            batch do not wait for the last, under a heavy one batches are large.
         max_wait: seconds after a call's submission when it is due, however small the batch.
     """
 
-    def __init__(self, batch_tokens: int, max_wait: float) -> None:
+    def __init__(self, batch_tokens: int, least_tokens: int, max_wait: float) -> None:
         self._batch_tokens = batch_tokens
+        self._least_tokens = min(least_tokens, batch_tokens)
         self._max_wait = max_wait
         self._lines: Dict[str, Deque[Ticket]] = {}
         self._tokens: Dict[str, int] = {}
@@ -48,7 +51,7 @@ class ReadyTickets:
         want = min((line[0] for line in self._lines.values() if line), key=_submitted).want
         line = self._lines[want]
         slices: List[Slice] = []
-        room = self._batch_tokens
+        room = min(self._batch_tokens, max(self._least_tokens, self._tokens[want] // 2))
         while line and room > 0:
             ticket = line[0]
             if ticket.abandoned:
