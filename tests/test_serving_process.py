@@ -349,3 +349,10 @@ def test_a_port_that_is_taken_is_an_error_and_not_a_hang():
         result = subprocess.run(command, stderr=subprocess.PIPE, env=environment, universal_newlines=True, timeout=WAIT)
     assert result.returncode == 1
     assert "UnavailableError: Expected to listen on 127.0.0.1" in result.stderr
+
+
+def test_an_answer_that_takes_too_long_is_a_504():
+    with ServerProcess.known(delay=1.0, options={"timeout_s": 0.2}) as server:
+        status, answer = server.predict("abc")
+        assert (status, answer["error_type"]) == (504, "Timeout")
+        assert server.stop() == 0

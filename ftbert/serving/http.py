@@ -16,11 +16,14 @@ from ftbert.serving.ticket import Answer, Ticket
 if TYPE_CHECKING:
     from ftbert.serving.metrics import Metrics
 
-__all__ = ["Endpoint", "Reply", "Request", "json_reply", "problem_reply", "send_reply"]
+__all__ = ["WATCHED", "Endpoint", "Reply", "Request", "json_reply", "problem_reply", "send_reply"]
 
 _log = logging.getLogger("ftbert.serving")
 
 JSON = "application/json"
+
+# A key of the ASGI scope: there, a server promises to call what stands under it when the client goes away.
+WATCHED = "ftbert.watched"
 
 
 class Reply(NamedTuple):
@@ -91,22 +94,39 @@ class Request:
 
     async def answer(self, ticket: Ticket) -> Answer:
         """Waits for the queue's answer, the request's deadline or the client's going away, whichever comes first."""
-        left = self.options.timeout_s - (time.perf_counter() - self.started)
+        left = max(0.0, self.options.timeout_s - (time.perf_counter() - self.started))
+        future = ticket.future
+        if WATCHED in self.scope:
+            # The protocol tells of a lost connection itself; a task that waits for it would cost more than the queue.
+            self.scope[WATCHED] = lambda: _end(future, Disconnected())
+            timer = asyncio.get_running_loop().call_later(left, _end, future, self._late())
+            try:
+                await future
+                return ticket.result(0)
+            finally:
+                timer.cancel()
+                self.scope[WATCHED] = None
+                ticket.abandon()
         gone = asyncio.ensure_future(self._receive())
         try:
-            await asyncio.wait({ticket.future, gone}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-            if ticket.future.done():
+            await asyncio.wait({future, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
                 return ticket.result(0)
-            if gone.done():
-                raise Disconnected
-            raise DeadlineError(
-                "Expected an answer within %g s, got none; the request was dropped. Send fewer texts."
-                % self.options.timeout_s
-            )
+            raise Disconnected if gone.done() else self._late()
         finally:
             gone.cancel()
-            if not ticket.future.done():
-                ticket.abandon()
+            ticket.abandon()
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(
+            "Expected an answer within %g s, got none; the request was dropped. Send fewer texts."
+            % self.options.timeout_s
+        )
+
+
+def _end(future: "asyncio.Future[None]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 class Endpoint:

@@ -6,11 +6,12 @@ of its first byte (of the connection, for the first one), headers may take 64 Ki
 """
 
 import asyncio
-from typing import Any, Optional, Type
+from typing import Any, Optional, Type, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ftbert.serving.http import WATCHED
 from ftbert.serving.metrics import Metrics
 from ftbert.serving.options import ServeOptions
 
@@ -42,6 +43,10 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
 
         def connection_lost(self, exc: Optional[Exception]) -> None:
             super().connection_lost(exc)
+            for cycle in [self.cycle] + [cycle for cycle, _ in self.pipeline]:
+                scope: Any = {} if cycle is None else cycle.scope
+                if scope.get(WATCHED) is not None:
+                    scope[WATCHED]()
             metrics.connections.set(len(self.connections))
             self._unset_keepalive_if_required()
             for timer in (self._receiving, self._sending):
@@ -62,6 +67,7 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
 
         def on_headers_complete(self) -> None:
             self._head_done = True
+            cast(Any, self.scope)[WATCHED] = None
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
