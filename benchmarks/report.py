@@ -67,7 +67,7 @@ def cpu_table(result):
     for (precision, engine), record in sorted(
         engines.items(), key=lambda item: (order[item[0][0]], item[1]["results"][names[-1]]["milliseconds"])
     ):
-        cells = ["%s %s" % (NAMES.get(engine, engine), record["version"]), precision]
+        cells = ["%s %s" % (NAMES.get(engine, engine), record["version"].split("-")[0]), precision]
         cells += [milliseconds(record["results"][name]["milliseconds"]) for name in names]
         against = record.get("against_torch_fp32")
         cells.append("%.2g" % against["largest_difference"] if against else "")
@@ -115,6 +115,11 @@ def gpu_table(result):
     return table(["engine", "precision"] + ["%s, ms" % name for name in names], rows)
 
 
+def noted(result):
+    """What must be known of a result, in italics."""
+    return ["*%s*" % result["note"]] if result.get("note") else []
+
+
 def sections(language):
     """Markdown of all that there are results for."""
     chinese = language == "zh"
@@ -134,11 +139,13 @@ def sections(language):
                 line = "- %s 相对最快同类：%s" if chinese else "- %s against the fastest peer: %s"
                 lines.append(line % (precision, text))
         parts.append("\n".join(lines))
+        parts += noted(result)
     for name, result in load("peers_gpu_*").items():
         title = "GPU：%s。BERT-base，主机端 token id 到主机端 logits，中位数。" if chinese else (
             "GPU: %s. BERT-base, token ids on the host to logits on the host, median."
         )
         parts.append(title % result["card"] + "\n\n" + gpu_table(result))
+        parts += noted(result)
     if os.path.exists(os.path.join(RESULTS, "growth.svg")):
         parts.append("![how cost grows](benchmarks/results/growth.svg)")
     return "\n\n".join(parts)
