@@ -27,7 +27,7 @@ Config Model(int hidden, int heads, int intermediate, int layers) {
 }
 
 bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 void CheckPrecision(const Config& config, const std::vector<int32_t>& lengths, Precision precision, double tolerance,
