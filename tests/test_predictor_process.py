@@ -96,8 +96,8 @@ def test_twenty_loads_and_closes_leave_memory_where_it_was(tmp_path, runtime):
     before, files = resident_mb(), len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         once()
-    # One model kept alive each time would be 128 MB. The plain twin's sessions leave slack of TensorFlow's allocator: 24 MB
-    # were seen with 1.14 at the end of a long process, where the engine's runtimes leave next to nothing.
+    # One model kept alive each time would be 128 MB. The plain twin's sessions leave slack of TensorFlow's allocator
+    # behind: 24 MB were seen with 1.14 at the end of a long process, where the engine's runtimes leave next to nothing.
     assert resident_mb() - before < (64 if runtime == "tensorflow" else 16)
     assert len(os.listdir("/proc/self/fd")) <= files
     if runtime == "direct":
