@@ -10,13 +10,13 @@ rows.
 
 import collections
 import math
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
-import numpy as np
 from tensorflow.compat import v1 as tf
 
 from ftbert.config import BertConfig
-from ftbert.errors import CheckpointError, ConfigError
+from ftbert.errors import ConfigError
+from ftbert.variables import VariableSpec, assign_weights, create_variables, layer_prefix, variable_specs
 
 __all__ = [
     "BertModel",
@@ -32,158 +32,6 @@ __all__ = [
 
 # Added to the attention score of a padding token, as google-research/bert does; e**-10000 is 0 in every precision.
 _MASKED_SCORE = -10000.0
-
-# Weights are fed in lots of this size: a run per variable costs seconds, all in one costs the model's size again.
-_FEED_BYTES = 256 << 20
-
-
-class VariableSpec(NamedTuple):
-    """One variable of the model: its shape and "normal" | "zeros" | "ones" for how a new one starts."""
-
-    shape: Tuple[int, ...]
-    initializer: str
-
-
-def layer_prefix(layer: int) -> str:
-    """How the names of the variables of encoder layer `layer` (from 0) begin."""
-    return "bert/encoder/layer_%d/" % layer
-
-
-def _dense_specs(prefix: str, inputs: int, outputs: int) -> List[Tuple[str, VariableSpec]]:
-    return [
-        (prefix + "/kernel", VariableSpec((inputs, outputs), "normal")),
-        (prefix + "/bias", VariableSpec((outputs,), "zeros")),
-    ]
-
-
-def _norm_specs(prefix: str, size: int) -> List[Tuple[str, VariableSpec]]:
-    return [
-        (prefix + "/LayerNorm/beta", VariableSpec((size,), "zeros")),
-        (prefix + "/LayerNorm/gamma", VariableSpec((size,), "ones")),
-    ]
-
-
-def variable_specs(
-    config: BertConfig, num_labels: Optional[int] = None, has_pooler: bool = True
-) -> "collections.OrderedDict[str, VariableSpec]":
-    """Every variable of the model by google-research/bert's name, in the order of the computation.
-
-    Args:
-        config: the encoder's sizes.
-        num_labels: C for a classifier; None leaves output_weights (C, H) and output_bias (C,) out.
-        has_pooler: whether bert/pooler/dense is there.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    base = "bert/embeddings"
-    specs = [
-        (base + "/word_embeddings", VariableSpec((config.vocab_size, hidden), "normal")),
-        (base + "/token_type_embeddings", VariableSpec((config.type_vocab_size, hidden), "normal")),
-        (base + "/position_embeddings", VariableSpec((config.max_position_embeddings, hidden), "normal")),
-    ]
-    specs += _norm_specs(base, hidden)
-    for layer in range(config.num_hidden_layers):
-        prefix = layer_prefix(layer)
-        for part in ("query", "key", "value"):
-            specs += _dense_specs(prefix + "attention/self/" + part, hidden, hidden)
-        specs += _dense_specs(prefix + "attention/output/dense", hidden, hidden)
-        specs += _norm_specs(prefix + "attention/output", hidden)
-        specs += _dense_specs(prefix + "intermediate/dense", hidden, inner)
-        specs += _dense_specs(prefix + "output/dense", inner, hidden)
-        specs += _norm_specs(prefix + "output", hidden)
-    if has_pooler:
-        specs += _dense_specs("bert/pooler/dense", hidden, hidden)
-    if num_labels is not None:
-        specs.append(("output_weights", VariableSpec((num_labels, hidden), "normal")))
-        specs.append(("output_bias", VariableSpec((num_labels,), "zeros")))
-    return collections.OrderedDict(specs)
-
-
-def create_variables(
-    specs: "collections.OrderedDict[str, VariableSpec]",
-    initializer_range: float = 0.02,
-    trainable: bool = True,
-    scope: Optional[str] = None,
-) -> "collections.OrderedDict[str, Any]":
-    """The float32 variables of `specs` in the current graph and variable scope (whose reuse policy holds).
-
-    Args:
-        specs: as `variable_specs` gives them.
-        initializer_range: standard deviation of the "normal" ones.
-        trainable: whether optimizers see them.
-        scope: takes the place of "bert" in the graph's names.
-
-    Returns:
-        name in `specs` -> variable.
-    """
-    initializers = {
-        "normal": tf.truncated_normal_initializer(stddev=initializer_range),
-        "zeros": tf.zeros_initializer(),
-        "ones": tf.ones_initializer(),
-    }
-    return collections.OrderedDict(
-        (
-            name,
-            tf.get_variable(
-                (scope + name[len("bert") :]) if scope and name.startswith("bert/") else name,
-                list(spec.shape),
-                tf.float32,
-                initializer=initializers[spec.initializer],
-                trainable=trainable,
-                use_resource=True,
-            ),
-        )
-        for name, spec in specs.items()
-    )
-
-
-def assign_weights(session: Any, variables: Dict[str, Any], weights: Iterable[Any]) -> List[str]:
-    """Gives variables their values from a checkpoint reader, at most `_FEED_BYTES` and one tensor in memory at a time.
-
-    Args:
-        session: a session on the variables' graph.
-        variables: name -> variable, as `create_variables` returns them.
-        weights: records with .name, .array, .transposed (a kernel stored as (out, in)) and .bfloat16 (uint16 bits).
-            float16 and bfloat16 are widened; names that `variables` lacks are passed over.
-
-    Returns:
-        The names that got no value, in the order of `variables`; they are not initialized.
-
-    Raises:
-        CheckpointError: a shape is not the variable's.
-    """
-    missing = list(variables)
-    feeds: Dict[Any, np.ndarray] = {}
-    initializers: List[Any] = []
-
-    def flush() -> None:
-        if initializers:
-            session.run(initializers, feeds)
-        feeds.clear()
-        del initializers[:]
-
-    for weight in weights:
-        if weight.name not in variables:
-            continue
-        array = np.asarray(weight.array)
-        if weight.bfloat16:
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        if weight.transposed and weight.name.endswith("/kernel"):
-            array = array.T
-        variable = variables[weight.name]
-        expected = tuple(variable.shape.as_list())
-        if array.shape != expected:
-            raise CheckpointError(
-                "%s: expected shape %s, got %s. The checkpoint and its configuration disagree."
-                % (weight.name, expected, array.shape)
-            )
-        # Feeding the initial value needs no new operation in the graph, and the random one is never computed.
-        feeds[variable.initializer.inputs[1]] = array.astype(np.float32)
-        initializers.append(variable.initializer)
-        missing.remove(weight.name)
-        if sum(value.nbytes for value in feeds.values()) > _FEED_BYTES:
-            flush()
-    flush()
-    return missing
 
 
 class _Dropout:
@@ -293,6 +141,7 @@ class BertModel:
         compute_dtype: tf.float16 or tf.bfloat16 for matrix products; None for float32. Layer norm, softmax and the
             variables stay float32.
         dropout_seed: integer tensor (2,); dropout masks depend on it alone. None: on the graph's seed and history.
+        variables: name -> variable, used instead of new ones; without bert/pooler/dense nothing is pooled.
     """
 
     def __init__(
@@ -308,6 +157,7 @@ class BertModel:
         first_token_only: bool = False,
         compute_dtype: Optional[Any] = None,
         dropout_seed: Optional[Any] = None,
+        variables: Optional[Dict[str, Any]] = None,
     ) -> None:
         if row_splits is not None and input_mask is not None:
             raise ConfigError("input_mask: expected None with row_splits, since packed rows have no padding.")
@@ -318,7 +168,9 @@ class BertModel:
         self._packed = row_splits is not None
         self._rows = _PackedRows(row_splits) if self._packed else _PaddedRows(input_ids, input_mask)
         self._score_bias = (1.0 - tf.cast(self._rows.mask, tf.float32))[:, tf.newaxis, tf.newaxis, :] * _MASKED_SCORE
-        self.variables = create_variables(variable_specs(config), config.initializer_range, scope=scope)
+        if variables is None:
+            variables = create_variables(variable_specs(config), config.initializer_range, scope=scope)
+        self.variables = variables
         with tf.name_scope("bert_twin"):
             embedded = self._embed(input_ids, token_type_ids, use_one_hot_embeddings)
             layers = self._encode(embedded)
@@ -326,10 +178,12 @@ class BertModel:
             # Every tensor a getter returns is made here, so that getters work outside the graph's context.
             self._outputs = [] if first_token_only else [self._outer(states) for states in layers]
             self._embedding_output = self._outer(embedded)
-            self._pooled_output = tf.tanh(tf.cast(self._dense(first, "bert/pooler/dense"), tf.float32))
+            self._pooled_output = self._pool(first) if "bert/pooler/dense/kernel" in variables else None
 
     def get_pooled_output(self) -> Any:
         """(B, H): the first token's state through the pooler."""
+        if self._pooled_output is None:
+            raise ConfigError("get_pooled_output: the variables that this model was made of have no bert/pooler/dense.")
         return self._pooled_output
 
     def get_sequence_output(self) -> Any:
@@ -361,6 +215,9 @@ class BertModel:
         kernel = tf.cast(self.variables[name + "/kernel"], self._dtype)
         bias = tf.cast(self.variables[name + "/bias"], self._dtype)
         return tf.nn.bias_add(tf.matmul(tf.cast(inputs, self._dtype), kernel), bias)
+
+    def _pool(self, first: Any) -> Any:
+        return tf.tanh(tf.cast(self._dense(first, "bert/pooler/dense"), tf.float32))
 
     def _norm(self, inputs: Any, name: str) -> Any:
         beta, gamma = self.variables[name + "/LayerNorm/beta"], self.variables[name + "/LayerNorm/gamma"]
@@ -429,13 +286,13 @@ def apply_classifier(model: BertModel, num_labels: int, is_training: bool = Fals
     """google-research/bert's head: dropout on the pooled output, then output_weights (C, H) and output_bias (C,).
 
     Returns:
-        logits, float32 (B, C). The two variables join `model.variables`.
+        logits, float32 (B, C). The two variables join `model.variables`, unless it was made with them.
     """
-    config = model._config
-    specs = variable_specs(config, num_labels)
-    head = collections.OrderedDict((name, specs[name]) for name in ("output_weights", "output_bias"))
-    variables = create_variables(head, config.initializer_range)
-    model.variables.update(variables)
+    config, variables = model._config, model.variables
+    if "output_weights" not in variables:
+        specs = variable_specs(config, num_labels)
+        head = collections.OrderedDict((name, specs[name]) for name in ("output_weights", "output_bias"))
+        variables.update(create_variables(head, config.initializer_range))
     pooled = model.get_pooled_output()
     if is_training:
         pooled = model._dropout(pooled, dropout_rate)

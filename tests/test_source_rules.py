@@ -32,7 +32,8 @@ ARROWS = {
     "_ops": {"batching", "config"},
     "checkpoint": {"_ops", "config", "tokenization"},
     "export": {"checkpoint", "config", "modeling", "tokenization"},
-    "modeling": {"config"},
+    "variables": {"config"},
+    "modeling": {"config", "variables"},
     "fast_modeling": {"modeling", "_ops", "config"},
     "streaming": {"batching", "prediction", "tokenization"},
     "runtimes": {"_ops", "batching", "checkpoint", "modeling"},
@@ -61,12 +62,12 @@ ARROWS = {
 PUBLIC_USERS = {"cli", "commands", "demo"}
 
 # Modules that need TensorFlow to be imported at all.
-IMPORTS_TENSORFLOW = {"modeling", "fast_modeling", "training", "estimator"}
+IMPORTS_TENSORFLOW = {"variables", "modeling", "fast_modeling", "training", "estimator"}
 
 MAX_LINE = 120
 MAX_LINES = 400
 MAX_TEST_LINES = 600
-LONG_FILES = {"ftbert/_ops/cpu/backend.cc": 445, "ftbert/modeling.py": 525}
+LONG_FILES = {"ftbert/_ops/cpu/backend.cc": 445}
 
 SOURCE_SUFFIXES = {".py", ".cc", ".cu", ".cuh", ".h", ".inc", ".cmake", ".toml", ".sh"}
 # Written in two halves, so that this file does not break its own rule.
