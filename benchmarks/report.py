@@ -115,6 +115,43 @@ def gpu_table(result):
     return table(["engine", "precision"] + ["%s, ms" % name for name in names], rows)
 
 
+def multi_table(result):
+    """Rows of multi_gpu.py's result: one for each set of devices."""
+    rows = []
+    for record in result["sets"]:
+        cells = [", ".join(record["devices"])]
+        for work in ("token_ids", "strings"):
+            cells += ["{:,.0f}".format(record[work]["texts_per_second"]), "%.2f" % record[work]["efficiency"]]
+        cells.append("%.1f of %d" % (record["strings"]["processors_busy"], result["machine"]["usable_cores"]))
+        used = list(record["card_mib"].values())
+        cells.append("{:,.0f} MiB".format(max(used)) if used else "")
+        rows.append(cells)
+    header = ["devices", "texts/s, token ids", "of linear", "texts/s, strings", "of linear", "processors"]
+    return table(header + ["a card's memory"], rows)
+
+
+def multi_facts(result):
+    """Sentences below the table: the host's bound, the order of rows, the simulated failure."""
+    host = result["host"]
+    text = (
+        "The host alone, with engines that answer at once: {:,.0f} texts/s from token ids ({:.1f} such cards), "
+        "{:,.0f} from strings ({:.1f}). Rows {} the caller's order."
+    ).format(
+        host["token_ids"]["texts_per_second"],
+        host["token_ids"]["cards_fed"],
+        host["strings"]["texts_per_second"],
+        host["strings"]["cards_fed"],
+        "were checked to stand in" if result["all_right"] else "DID NOT all stand in",
+    )
+    failure = result.get("failure")
+    if failure:
+        text += " A device made to fail half way was %s after %d right rows; the next call ran on the others." % (
+            "reported" if failure["right"] else "NOT RIGHTLY REPORTED",
+            failure["rows_delivered_before"],
+        )
+    return text
+
+
 def noted(result):
     """What must be known of a result, in italics."""
     return ["*%s*" % result["note"]] if result.get("note") else []
@@ -146,6 +183,14 @@ def sections(language):
         )
         parts.append(title % result["card"] + "\n\n" + gpu_table(result))
         parts += noted(result)
+    for name, result in load("multi_gpu_*").items():
+        title = "多卡：%s。BERT-base %s，%s 条文本。" if chinese else "Several cards: %s. BERT-base %s, %s texts."
+        values = (result["card"], result["precision"], "{:,}".format(result["texts"]))
+        parts.append(title % values + "\n\n" + multi_table(result))
+        parts.append(multi_facts(result))
+        parts += noted(result)
+        if os.path.exists(os.path.join(RESULTS, name + ".svg")):
+            parts.append("![texts per second by number of cards](benchmarks/results/%s.svg)" % name)
     if os.path.exists(os.path.join(RESULTS, "growth.svg")):
         parts.append("![how cost grows](benchmarks/results/growth.svg)")
     return "\n\n".join(parts)
@@ -188,6 +233,38 @@ def draw_growth(path):
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_multi():
+    """Texts per second against the number of devices, beside the straight line and the host's own bound."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ftbert"
+    from matplotlib import pyplot
+
+    for name, result in load("multi_gpu_*").items():
+        figure, axis = pyplot.subplots(figsize=(6.5, 4.5))
+        counts = [len(record["devices"]) for record in result["sets"]]
+        cards = [record["cards"] for record in result["sets"]]
+        for work, label in (("token_ids", "token ids"), ("strings", "strings")):
+            rates = [record[work]["texts_per_second"] for record in result["sets"]]
+            (line,) = axis.plot(counts, rates, marker="o", label=label)
+            bound = result["host"][work]["texts_per_second"]
+            if bound < 3 * max(rates):
+                axis.axhline(bound, color=line.get_color(), linestyle=":", label="the host alone, %s" % label)
+        one = result["sets"][0]["token_ids"]["texts_per_second"]
+        axis.plot(counts, [one * count for count in cards], color="grey", linestyle="--", label="linear")
+        axis.set_xticks(counts)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("devices listed")
+        axis.set_ylabel("texts per second")
+        axis.set_title("%s, BERT-base %s" % (result["card"], result["precision"]))
+        axis.grid(True, alpha=0.25)
+        axis.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(os.path.join(RESULTS, name + ".svg"), metadata={"Date": None})
+        pyplot.close(figure)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -195,6 +272,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.charts:
         draw_growth(os.path.join(RESULTS, "growth.svg"))
+        draw_multi()
     stale = []
     for path, language in (("README.md", "en"), ("README.zh-CN.md", "zh"), ("docs/benchmarks.md", "en")):
         path = os.path.join(ROOT, path)

@@ -13,7 +13,7 @@ from ftbert.errors import CheckpointError, ConfigError, UnavailableError
 from ftbert.guards import Gate, Progress, check_count, open_progress
 from ftbert.prediction import Prediction, check_top_k, predictions_from_scores, scores_from_logits
 from ftbert.runtimes import RUNTIMES, build_runtimes, choose_devices, device_kind
-from ftbert.streaming import Answered, EnginePool, answer_chunks, answer_stream
+from ftbert.streaming import Answered, EnginePool, answer_batch, answer_chunks, answer_stream
 from ftbert.tokenization import TRUNCATIONS, Encoded, Text, Tokenizer, check_texts
 
 __all__ = ["FastBertClassifier", "Prediction"]
@@ -51,7 +51,7 @@ class FastBertClassifier:
         self._gate = Gate()
         # Two batches at a time on a card: one is copied while the other is computed.
         self._pool = EnginePool(
-            [_guarded(self._gate, runtime) for runtime in runtimes], 2 if self._kind == "cuda" else 1
+            [_guarded(self._gate, runtime) for runtime in runtimes], self.devices, 2 if self._kind == "cuda" else 1
         )
         self._engine = " + ".join(str(runtime.describe()["name"]) for runtime in runtimes)
 
@@ -198,10 +198,14 @@ class FastBertClassifier:
         parts = [part.values for part in self._answer(texts, want, batch_tokens, progress)]
         return np.concatenate(parts) if parts else np.zeros((0, self.config.hidden_size), np.float32)
 
-    def predict_ids(self, batch: PackedBatch) -> np.ndarray:
-        """The engine call alone: logits float32 (B, C) of a packed batch, in the calling thread."""
+    def predict_ids(self, batch: PackedBatch, batch_tokens: Optional[int] = None) -> np.ndarray:
+        """The engine alone: logits float32 (B, C) of a packed batch, at once and in the calling thread; with
+        `batch_tokens` cut into batches of at most that, which run on all devices."""
         self._check_output("logits")
-        return self._pool.run(batch, "logits")
+        check_count("batch_tokens", batch_tokens, 1)
+        if batch_tokens is None:
+            return self._pool.run(batch, "logits")
+        return answer_batch(batch, self._pool, "logits", batch_tokens)
 
     def encode_ids(self, batch: PackedBatch, pooling: str = "pooled") -> np.ndarray:
         """`encode` for a packed batch, in the calling thread: float32 (B, H)."""
@@ -274,9 +278,11 @@ class FastBertClassifier:
         return self._engine
 
     def describe(self) -> List[Dict[str, Any]]:
-        """Each device's engine: name, device, precision, isa, threads, weight_bytes, scratch_bytes, runtime."""
+        """Each device's engine: name, device, precision, isa, threads, weight_bytes, scratch_bytes, runtime; failure:
+        what it raised, if it has not worked since and others do its work (None: all is well)."""
         with self._gate:
-            return [runtime.describe() for runtime in self._runtimes]
+            states = [runtime.describe() for runtime in self._runtimes]
+        return [dict(state, failure=failure) for state, failure in zip(states, self._pool.failures)]
 
     def tune(self, token_counts: Optional[Sequence[int]] = None) -> float:
         """Searches the fastest kernels for batches of these many tokens and remembers them; answers stay the same to

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftbert.batching import pack, plan
+from ftbert.batching import pack, plan, spread
 from ftbert.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -50,6 +50,26 @@ def test_plan_names_each_row_once_within_the_budget(lengths, budget):
         assert total <= budget or len(group) == 1
     ordered = [lengths[i] for group in groups for i in group]
     assert ordered == sorted(lengths, reverse=True)
+
+
+@given(LENGTHS, st.integers(1, 60))
+def test_spread_names_each_row_once_in_even_parts(lengths, parts):
+    parts = min(parts, len(lengths))
+    groups = spread(np.array(lengths), parts)
+    assert len(groups) == parts and all(len(group) for group in groups)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    if parts * 4 < len(lengths):
+        assert max(sum(lengths[i] for i in group) for group in groups) <= sum(lengths) / parts + max(lengths)
+
+
+@pytest.mark.parametrize("parts", [0, 4])
+def test_spread_refuses_more_parts_than_rows(parts):
+    with pytest.raises(InputError, match="parts"):
+        spread(np.array([1, 2, 3]), parts)
+
+
+def test_rows_too_long_for_16_bits_are_sorted_all_the_same():
+    assert [group.tolist() for group in plan(np.array([5, 40000, 7]), 50000)] == [[1, 2, 0]]
 
 
 def test_plan_of_nothing_is_nothing():
