@@ -123,7 +123,9 @@ def machine() -> Dict[str, Any]:
 
 
 def revision() -> str:
-    """The commit measured, with a + where the tree differs from it."""
+    """The commit measured, with a + where the tree differs from it; FTBERT_REVISION where there is no repository."""
+    if os.environ.get("FTBERT_REVISION"):
+        return os.environ["FTBERT_REVISION"]
     try:
         commit = subprocess.check_output(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], text=True).strip()
         dirty = subprocess.call(["git", "-C", HERE, "diff", "--quiet", "HEAD", "--", "../ftbert"])

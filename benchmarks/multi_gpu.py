@@ -4,7 +4,7 @@
     python benchmarks/multi_gpu.py --devices cuda:0,cuda:0          # one card listed twice
     python benchmarks/multi_gpu.py --devices cpu,cpu --model tiny --texts 3000 --output multi.json
 
-BERT-base with random weights, texts of lognormal(median 40, sigma 0.6) lengths clipped to 8 .. 128 tokens; TensorFlow is
+BERT-base with random weights, texts of lognormal(median 40, sigma 0.6) lengths clipped to 8 .. 128; TensorFlow is
 not needed. Answers of every set of devices are compared, row by row, with those of one device that ran the rows one
 batch after the other. In the end one device is made to fail half way. Writes results/multi_gpu_<card>.json and exits 1
 where an answer was wrong or a failure was not reported.

@@ -2,8 +2,9 @@
 
     python benchmarks/serve_load.py --model base --precision int8 --threads 4 --seconds 10
 
-Writes results/serve_<model>_<precision>_<device>.json: texts per second of each at saturation and their ratios to the
-bare predictor's, and latencies at 70% of saturation. Needs wrk, ftbert[serve] and fastapi; all stays on this machine.
+Writes results/serve_<model>_<precision>_<cpu or card>.json: texts per second of each at saturation and their ratios to
+the bare predictor's, and latencies at 70% of saturation. Needs wrk, ftbert[serve] and fastapi; all stays on this
+machine.
 """
 
 import argparse
@@ -24,14 +25,20 @@ import numpy as np
 
 SMALL = dict(common.BASE, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 MODELS = {"small": SMALL, "base": common.BASE}
+KINDS = ("ftbert", "one_by_one", "padded")
 LUA = os.path.join(common.HERE, "serve_load.lua")
+
+
+def python_path():
+    """This checkout before what the caller's PYTHONPATH names."""
+    return os.pathsep.join(filter(None, [os.path.dirname(common.HERE), os.environ.get("PYTHONPATH")]))
 
 
 class Server:
     """serve_apps.py in a process; `with` stops it by SIGTERM."""
 
     def __init__(self, kind, folder, options):
-        environment = dict(os.environ, PYTHONPATH=os.path.dirname(common.HERE))
+        environment = dict(os.environ, PYTHONPATH=python_path())
         command = [sys.executable, os.path.join(common.HERE, "serve_apps.py"), kind, folder, json.dumps(options)]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, universal_newlines=True
@@ -110,12 +117,19 @@ def bare(folder, options, texts, seconds):
         "spent = (time.process_time() - processor) / done\n"
         "print(json.dumps([done / (time.perf_counter() - began), spent, classifier.engine]))\n"
     )
-    environment = dict(os.environ, PYTHONPATH=os.path.dirname(common.HERE))
+    environment = dict(os.environ, PYTHONPATH=python_path())
     output = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps([folder, options, texts, seconds]), env=environment,
         stdout=subprocess.PIPE, universal_newlines=True, check=True,
     ).stdout  # fmt: skip
     return json.loads(output)
+
+
+def device_name(device, engine):
+    """ "cpu", or the card's name as in "cuda:0 NVIDIA H100 80GB HBM3 fp16", in letters that a file name may have."""
+    if device == "cpu":
+        return device
+    return re.sub("[^a-z0-9]+", "_", engine.split(" ", 1)[1].rsplit(" ", 1)[0].lower()).strip("_")
 
 
 def main():
@@ -130,6 +144,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--wrk-threads", type=int, default=1)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of servers; %(default)s unless told")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "ftbert-serve-models"))
     parser.add_argument("--name", help="of the result file")
     given = parser.parse_args()
@@ -143,8 +158,10 @@ def main():
     texts = random_texts(4096, given.max_length)
     bodies = os.path.join(given.cache, "bodies-%d.txt" % given.texts)
     write_bodies(bodies, texts, given.texts)
-    sample = texts[: 512 if given.device == "cpu" else 4096]
-    rates = {kind: [] for kind in ("bare", "ftbert", "one_by_one", "padded")}
+    kinds = given.kinds.split(",")
+    # One predict of about a second, so that its beginning and end count for little.
+    sample = texts[:512] if given.device == "cpu" else texts * 16
+    rates = {kind: [] for kind in ["bare"] + kinds}
     processor = {kind: [] for kind in rates}
     latencies = {}
     failed = 0
@@ -153,7 +170,7 @@ def main():
         rate, spent, engine = bare(folder, load, sample, given.seconds)
         rates["bare"].append(rate)
         processor["bare"].append(spent)
-        for kind in ("ftbert", "one_by_one", "padded"):
+        for kind in kinds:
             with Server(kind, folder, serve if kind != "one_by_one" else load) as server:
                 wrk(server.url, bodies, given.connections, 2, threads=given.wrk_threads)
                 before = server.processor_seconds()
@@ -181,13 +198,16 @@ def main():
         "processor_ms_per_text": {
             kind: round(1000 * float(np.median(values)), 3) for kind, values in processor.items()
         },
-        "ratio_to_one_by_one": round(medians["ftbert"] / medians["one_by_one"], 2),
-        "ratio_to_padded": round(medians["ftbert"] / medians["padded"], 2),
+        **{
+            "ratio_to_" + kind: round(medians["ftbert"] / medians[kind], 2)
+            for kind in ("one_by_one", "padded")
+            if kind in medians and "ftbert" in medians
+        },
         "saturation": latencies,
         "at_70_percent": steady,
         "failed_requests": failed,
     }
-    name = given.name or "serve_%s_%s_%s" % (given.model, given.precision, given.device)
+    name = given.name or "serve_%s_%s_%s" % (given.model, given.precision, device_name(given.device, engine))
     print(
         json.dumps(
             {key: value[key] for key in ("ratio_to_bare", "processor_ms_per_text", "at_70_percent", "failed_requests")},
@@ -204,7 +224,7 @@ def at_part(server, bodies, saturation, given, part=0.7):
     for seconds in (3, 3, given.seconds):  # the pause that gives the rate depends on the latency there
         pause = max(0.0, connections / (part * saturation) - latency)
         result = wrk(server.url, bodies, connections, seconds, pause * 1000, threads=given.wrk_threads)
-        latency = max(0.0, connections / result["requests_per_second"] - pause)
+        latency = max(0.0, connections / max(result["requests_per_second"], 1e-3) - pause)
     result["part_of_saturation"] = round(result["requests_per_second"] / saturation, 3)
     result["p99_to_p50"] = round(result["p99_ms"] / result["p50_ms"], 2)
     return result
