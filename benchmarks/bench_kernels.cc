@@ -1,10 +1,15 @@
 // Times the CPU engine's parts against the peak that this machine's arithmetic units reach in the same run.
 //
-//   bench_kernels [--threads N] [--precision P] [--seconds S] [--case TEXT] [--json FILE] [part ...]
+//   bench_kernels [--threads N,...] [--precision P,...] [--seconds S] [--least N] [--case TEXT] [--json FILE]
+//                 [part ...]
 //
-//   parts: gemm, model (default: both). --case runs only the model cases whose name contains TEXT.
+//   parts: gemm, model (default: both). Each case runs S seconds (1) and N times (3) at least.
+//   --case A,B runs only the model cases whose name contains one of the texts. Every precision runs
+//   with every number of threads, on one set of random weights.
 //
-//   peak    (always) register-only multiply-adds, one core
+//   peak    (always) register-only multiply-adds: one core, then so many threads at once, which is what the model's
+//           share is of: two threads on one core's two hardware threads have the peak of one core between them. On a
+//           processor with AMX the peaks of its bf16 and int8 products too
 //   gemm    the fp32 product alone, one core, at BERT-base's four shapes, T from 16 to 4096, as a fraction of the peak
 //   model   BERT-base of random weights through Engine::Run: 1 x 32, 1 x 128, 8 x 128, 32 x 128, and 256 texts of
 //           lengths lognormal(median 40, sigma 0.6) clipped to 8..128; GFLOP/s counts what padding-free arithmetic
@@ -19,7 +24,15 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
+
+#if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<amxtileintrin.h>)
+#include <immintrin.h>
+#define FTBERT_BENCH_AMX
+#endif
+#endif
 
 #include "../tests/cpp/cpu_model.h"
 #include "cpu/isa.h"
@@ -33,6 +46,7 @@ using Clock = std::chrono::steady_clock;
 double Now() { return std::chrono::duration<double>(Clock::now().time_since_epoch()).count(); }
 
 double seconds_per_case = 1.0;
+size_t least_runs = 3;
 std::string wanted_case;
 std::string json;
 
@@ -50,24 +64,85 @@ struct Times {
   double best = 1e30, median = 0;
 };
 
+// Runs the body once, then for the time and the number of times asked for; a first run of a second or more counts too.
 Times Repeat(const std::function<void()>& body) {
-  body();
   std::vector<double> all;
-  const double end = Now() + seconds_per_case;
-  while (all.size() < 3 || (Now() < end && all.size() < 1000)) {
+  const auto run = [&] {
     const double start = Now();
     body();
     all.push_back(Now() - start);
-  }
+  };
+  run();
+  if (all.front() < 1.0) all.clear();
+  const double end = Now() + seconds_per_case;
+  while (all.size() < least_runs || (Now() < end && all.size() < 1000)) run();
   std::sort(all.begin(), all.end());
   return Times{all.front(), all[all.size() / 2]};
 }
 
-double MeasurePeak(const cpu::Kernels& kernels) {
-  constexpr int64_t kRounds = 2000000;
-  volatile float sink = 0;
-  const Times times = Repeat([&] { sink = sink + kernels.peak(kRounds); });
-  return 2.0 * kRounds * kernels.peak_chains * kernels.lanes / times.best;
+// The rate at which `threads` threads run body(rounds) at once, an operation count per round given; the best of several.
+double Rate(int threads, int64_t rounds, double operations, const std::function<void(int64_t)>& body) {
+  const Times times = Repeat([&] {
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back([&] { body(rounds); });
+    body(rounds);
+    for (std::thread& thread : others) thread.join();
+  });
+  return operations * static_cast<double>(rounds) * threads / times.best;
+}
+
+double MeasurePeak(const cpu::Kernels& kernels, int threads) {
+  return Rate(threads, 8000000, 2.0 * kernels.peak_chains * kernels.lanes, [&](int64_t rounds) {
+    volatile float sink = kernels.peak(rounds);
+    (void)sink;
+  });
+}
+
+#ifdef FTBERT_BENCH_AMX
+// Four independent tiles of sums, two of inputs, two of weights: what a kernel at its best does between loads.
+#define FTBERT_AMX_PEAK(name, product)                                                                  \
+  __attribute__((target("amx-tile,amx-bf16,amx-int8"))) void name(int64_t rounds) {                     \
+    struct alignas(64) {                                                                                \
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};                                            \
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};                                            \
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};                                              \
+    } shapes;                                                                                           \
+    _tile_loadconfig(&shapes);                                                                          \
+    _tile_zero(0);                                                                                      \
+    _tile_zero(1);                                                                                      \
+    _tile_zero(2);                                                                                      \
+    _tile_zero(3);                                                                                      \
+    _tile_zero(4);                                                                                      \
+    _tile_zero(5);                                                                                      \
+    _tile_zero(6);                                                                                      \
+    _tile_zero(7);                                                                                      \
+    for (int64_t i = 0; i < rounds; ++i) {                                                              \
+      product(0, 4, 6);                                                                                 \
+      product(1, 4, 7);                                                                                 \
+      product(2, 5, 6);                                                                                 \
+      product(3, 5, 7);                                                                                 \
+    }                                                                                                   \
+    _tile_release();                                                                                    \
+  }
+FTBERT_AMX_PEAK(PeakAmxBf16, _tile_dpbf16ps)
+FTBERT_AMX_PEAK(PeakAmxInt8, _tile_dpbusd)
+#undef FTBERT_AMX_PEAK
+#endif
+
+void RecordPeak(const char* unit, int threads, double rate) {
+  std::printf("peak of %s, %d thread%s: %.1f Gop/s\n", unit, threads, threads == 1 ? "" : "s at once", rate / 1e9);
+  Record("peak", std::string("\"unit\": \"") + unit + "\", \"threads\": " + std::to_string(threads) +
+                     ", \"gflops\": " + Number(rate / 1e9));
+}
+
+void MeasureAmxPeaks(cpu::Isa isa, int threads) {
+#ifdef FTBERT_BENCH_AMX
+  if (isa < cpu::Isa::kAmx) return;
+  RecordPeak("amx bf16", threads, Rate(threads, 200000, 4 * 2.0 * 16 * 16 * 32, PeakAmxBf16));
+  RecordPeak("amx int8", threads, Rate(threads, 200000, 4 * 2.0 * 16 * 16 * 64, PeakAmxInt8));
+#else
+  (void)isa, (void)threads;
+#endif
 }
 
 void BenchGemm(cpu::Isa isa, double peak) {
@@ -123,7 +198,7 @@ std::vector<int32_t> LognormalLengths(int count) {
   return lengths;
 }
 
-void BenchModel(int threads, Precision precision, double peak) {
+Config BertBase() {
   Config config;
   config.vocab_size = 21128;
   config.hidden_size = 768;
@@ -134,9 +209,27 @@ void BenchModel(int threads, Precision precision, double peak) {
   config.type_vocab_size = 2;
   config.num_labels = 5;
   config.activation = Activation::kGeluErf;
+  return config;
+}
+
+std::vector<std::string> Split(const std::string& list) {
+  std::vector<std::string> items(1);
+  for (const char c : list) {
+    if (c == ',') {
+      items.emplace_back();
+    } else {
+      items.back() += c;
+    }
+  }
+  return items;
+}
+
+// `peak` is that of all the threads together.
+void BenchModel(const ftbert_test::RandomModel& model, int threads, Precision precision, const std::string& name,
+                double peak) {
+  const Config& config = model.config;
   std::shared_ptr<Engine> engine;
   {
-    const ftbert_test::RandomModel model(config);
     const double start = Now();
     const Status status = model.Build("cpu", threads, &engine, precision);
     if (!status.ok()) {
@@ -157,7 +250,12 @@ void BenchModel(int threads, Precision precision, double peak) {
                {"1 x 512", {512}, 1},
                {"256 texts", LognormalLengths(256), 64}};
   for (const auto& item : cases) {
-    if (std::string(item.name).find(wanted_case) == std::string::npos) continue;
+    const std::vector<std::string> texts = Split(wanted_case);
+    if (std::none_of(texts.begin(), texts.end(), [&](const std::string& text) {
+          return std::string(item.name).find(text) != std::string::npos;
+        })) {
+      continue;
+    }
     double flops = 0;
     std::vector<ftbert_test::RandomBatch> batches;
     for (size_t begin = 0; begin < item.lengths.size(); begin += item.rows_per_run) {
@@ -177,34 +275,34 @@ void BenchModel(int threads, Precision precision, double peak) {
         if (!engine->Run(batch.view(), outputs).ok()) std::exit(1);
       }
     });
-    std::printf("%-10s best %9.3f ms  median %9.3f ms  %7.1f GFLOP/s  %.3f of peak\n", item.name, times.best * 1e3,
-                times.median * 1e3, flops / times.median / 1e9, flops / times.median / peak / threads);
+    std::printf("%-10s best %9.3f ms  median %9.3f ms  %7.1f GFLOP/s  %.3f of fp32 peak\n", item.name, times.best * 1e3,
+                times.median * 1e3, flops / times.median / 1e9, flops / times.median / peak);
     std::fflush(stdout);
     Record(item.name, "\"best_ms\": " + Number(times.best * 1e3) + ", \"median_ms\": " + Number(times.median * 1e3) +
                           ", \"gflops\": " + Number(flops / times.median / 1e9) + ", \"of_peak\": " +
-                          Number(flops / times.median / peak / threads) + ", \"threads\": " + std::to_string(threads));
+                          Number(flops / times.median / peak) + ", \"threads\": " + std::to_string(threads) +
+                          ", \"precision\": \"" + name + "\"");
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  int threads = 1;
-  std::string json_path, parts;
-  Precision precision = Precision::kFloat32;
+  std::string json_path, parts, thread_list = "1", precision_list = "fp32";
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--threads" && i + 1 < argc) {
-      threads = std::atoi(argv[++i]);
+      thread_list = argv[++i];
     } else if (argument == "--seconds" && i + 1 < argc) {
       seconds_per_case = std::atof(argv[++i]);
+    } else if (argument == "--least" && i + 1 < argc) {
+      least_runs = static_cast<size_t>(std::max(1, std::atoi(argv[++i])));
     } else if (argument == "--case" && i + 1 < argc) {
       wanted_case = argv[++i];
     } else if (argument == "--json" && i + 1 < argc) {
       json_path = argv[++i];
     } else if (argument == "--precision" && i + 1 < argc) {
-      const std::string name = argv[++i];
-      precision = name == "int8" ? Precision::kInt8 : name == "bf16" ? Precision::kBFloat16 : Precision::kFloat32;
+      precision_list = argv[++i];
     } else {
       parts += " " + argument;
     }
@@ -217,11 +315,26 @@ int main(int argc, char** argv) {
     return 1;
   }
   const cpu::Kernels& kernels = *cpu::KernelsFor(isa);
-  const double peak = MeasurePeak(kernels);
-  std::printf("%s: peak of one core %.1f GFLOP/s (fp32, register-only multiply-adds)\n", cpu::IsaName(isa), peak / 1e9);
-  Record("peak", "\"isa\": \"" + std::string(cpu::IsaName(isa)) + "\", \"gflops\": " + Number(peak / 1e9));
-  if (wanted("gemm")) BenchGemm(isa, peak);
-  if (wanted("model")) BenchModel(threads, precision, peak);
+  std::printf("%s\n", cpu::IsaName(isa));
+  Record("isa", std::string("\"isa\": \"") + cpu::IsaName(isa) + "\"");
+  const double one = MeasurePeak(kernels, 1);
+  RecordPeak("fp32", 1, one);
+  MeasureAmxPeaks(isa, 1);
+  if (wanted("gemm")) BenchGemm(isa, one);
+  if (wanted("model")) {
+    const ftbert_test::RandomModel model(BertBase());
+    for (const std::string& count : Split(thread_list)) {
+      const int threads = std::atoi(count.c_str());
+      for (const std::string& name : Split(precision_list)) {
+        const double peak = MeasurePeak(kernels, threads);
+        if (threads > 1) RecordPeak("fp32", threads, peak);
+        if (threads > 1) MeasureAmxPeaks(isa, threads);
+        const Precision precision =
+            name == "int8" ? Precision::kInt8 : name == "bf16" ? Precision::kBFloat16 : Precision::kFloat32;
+        BenchModel(model, threads, precision, name, peak);
+      }
+    }
+  }
   if (!json_path.empty()) {
     std::FILE* file = std::fopen(json_path.c_str(), "w");
     if (file == nullptr) {
