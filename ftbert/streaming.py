@@ -218,16 +218,17 @@ def _ahead(make: Callable[[], Iterator[Encoded]], most: int) -> Iterator[Encoded
 
 
 def _chunks(texts: Iterable[Text], size: int) -> Iterator[Tuple[int, List[Text]]]:
-    """(index of the first, texts) of chunks; the first one is small, so that the engine starts soon."""
+    """(index of the first, texts) of chunks. The first one is small, so that the engine starts soon; each is at most
+    twice the one before it, so that it is tokenized before the engine has done with that one."""
     iterator = iter(texts)
-    first, count = 0, max(1, size // 8)
+    first, count = 0, max(1, size // 16)
     while True:
         chunk = list(itertools.islice(iterator, count))
         if not chunk:
             return
         yield first, chunk
         first += len(chunk)
-        count = size
+        count = min(2 * count, size)
 
 
 def answer_stream(

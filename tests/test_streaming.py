@@ -9,7 +9,7 @@ import pytest
 from ftbert import EngineError, FastBertClassifier, InputError
 from ftbert.batching import pack
 from ftbert.errors import OutOfMemoryError
-from ftbert.streaming import EnginePool, answer_batch
+from ftbert.streaming import EnginePool, _chunks, answer_batch
 
 BATCH = pack([[1, 2]])
 
@@ -146,3 +146,11 @@ def test_a_card_that_fails_half_way_is_reported_and_nothing_is_lost(tmp_path):
         before = len(calls)
         assert np.array_equal(loaded.predict_proba(texts), expected)  # the other device does all the work
         assert len(calls) == before
+
+
+def test_chunks_begin_small_and_at_most_double():
+    texts = [str(index) for index in range(1000)]
+    chunks = list(_chunks(iter(texts), 160))
+    assert [first for first, _ in chunks] == [0, 10, 30, 70, 150, 310, 470, 630, 790, 950]
+    assert [text for _, chunk in chunks for text in chunk] == texts
+    assert [len(chunk) for _, chunk in _chunks(texts[:3], 2)] == [1, 2]
