@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ftbert.finetune import finetune
     from ftbert.prediction import Prediction
     from ftbert.predictor import FastBertClassifier
+    from ftbert.pretrain import pretrain
     from ftbert.tokenization import Tokenizer
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "finetune",
+    "pretrain",
 ]
 
 __version__ = "0.1.0"
@@ -62,7 +64,7 @@ _MODULES = {
 }
 
 # Modules that are called as the function of their own name (ftbert/callable_module.py).
-_FUNCTIONS = ("calibrate", "finetune")
+_FUNCTIONS = ("calibrate", "finetune", "pretrain")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,18 +3,15 @@
 import dataclasses
 import os
 import sys
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
-import numpy as np
-
-from ftbert._ops import Weight
 from ftbert.callable_module import make_callable
 from ftbert.checkpoint import save_model_folder
-from ftbert.errors import CheckpointError, ConfigError
+from ftbert.errors import CheckpointError
 from ftbert.tokenization import Tokenizer
 from ftbert.training.data import Dataset, label_matrix
 from ftbert.training.examine import Examination
-from ftbert.training.plan import Plan, class_weights, fingerprint, prepare
+from ftbert.training.plan import Plan, check_output, class_weights, fingerprint, prepare
 from ftbert.training.run_folder import RunFolder, write_text
 
 __all__ = ["FinetuneResult", "Plan", "finetune", "prepare"]
@@ -52,21 +49,6 @@ class FinetuneResult(NamedTuple):
     run_folder: str
 
 
-def _final_weights(run: RunFolder, precision: str) -> Iterator[Weight]:
-    for weight in run.weights("best_folder"):
-        if precision == "fp32":
-            yield weight
-            continue
-        with np.errstate(over="ignore"):
-            half = weight.array.astype(np.float16)
-        if not np.isfinite(half).all():
-            raise CheckpointError(
-                "%s: a value of %g does not fit float16. Save with precision='fp32': the trained epochs "
-                "are kept, nothing is trained again." % (weight.name, float(np.abs(weight.array).max()))
-            )
-        yield weight._replace(array=half)
-
-
 def finetune(
     train: Any = None,
     dev: Any = None,
@@ -100,23 +82,18 @@ def finetune(
         UnavailableError: the device or precision asked for is not there.
         FtbertError: the loss became infinite or not a number.
     """
-    if output is None:
-        raise ConfigError("output: expected a path for the model folder, got None.")
-    output = os.path.abspath(os.fspath(output))
-    if os.path.isdir(output) and os.listdir(output) and not os.path.exists(os.path.join(output, "ftbert.json")):
-        raise ConfigError(
-            "%s exists and is no folder that ftbert wrote: it would be replaced. Choose another." % output
-        )
+    output = check_output(output)
     plan = prepare(train, dev, pretrained, processor, data_dir, **options)
     # TensorFlow is imported only when all that can be checked without it was checked.
     from ftbert.training.machine import find_machine, tensorflow_version
 
-    machine = find_machine(plan.options.device, plan.options.threads, plan.options.mixed_precision, plan.options.xla)
+    wish = plan.options
+    machine = find_machine(wish.device, wish.threads, wish.mixed_precision, wish.xla, wish.devices)
     if machine.notice:
         plan.notices.append(machine.notice)
     version = tensorflow_version()
-    run = RunFolder(output + ".training", fingerprint(plan, version), plan.options.resume)
-    if plan.options.progress:
+    run = RunFolder(output + ".training", fingerprint(plan, version, len(machine.devices)), wish.resume)
+    if wish.progress:
         print("\n".join(plan.examination.lines() + plan.notices), file=sys.stderr)
     return _run(plan, machine, version, run, output)
 
@@ -133,7 +110,6 @@ def _hidden_piece(tokenizer: Tokenizer) -> int:
 
 
 def _build_graph(plan: Plan, machine: Any, run: RunFolder, rows: int) -> Any:
-    from ftbert.modeling import assign_weights
     from ftbert.training.graph import Schedule, TrainingGraph
     from ftbert.training.trainer import updates_per_epoch
 
@@ -170,7 +146,7 @@ def _build_graph(plan: Plan, machine: Any, run: RunFolder, rows: int) -> Any:
         (plan.tokenizer.cls_id, plan.tokenizer.sep_id),
     )
     if run.progress["state"] is not None:
-        missing = assign_weights(graph.session, graph.state(), run.weights("state"))
+        missing = graph.restore(run.weights("state"))
         if missing:
             raise CheckpointError("%s: the state lacks %s." % (run.path, ", ".join(missing[:8])))
     elif plan.pretrained is not None:
@@ -212,7 +188,7 @@ def _run(plan: Plan, machine: Any, version: str, run: RunFolder, output: str) ->
     save_model_folder(
         output,
         plan.config,
-        _final_weights(run, plan.options.precision),
+        run.final_weights("best_folder", plan.options.precision),
         plan.tokenizer,
         plan.labels,
         "multi_label" if plan.options.multi_label else "single_label",

@@ -26,6 +26,7 @@ __all__ = [
     "classification_loss",
     "create_variables",
     "layer_prefix",
+    "masked_lm_logits",
     "model_fn",
     "variable_specs",
 ]
@@ -297,6 +298,19 @@ def apply_classifier(model: BertModel, num_labels: int, is_training: bool = Fals
     if is_training:
         pooled = model._dropout(pooled, dropout_rate)
     return tf.nn.bias_add(tf.matmul(pooled, variables["output_weights"], transpose_b=True), variables["output_bias"])
+
+
+def masked_lm_logits(model: BertModel, states: Any) -> Any:
+    """google-research/bert's head of pretraining: states (M, H) of hidden pieces -> logits, float32 (M, V).
+
+    `model` was made of variables that hold `ftbert.variables.masked_lm_specs`.
+    """
+    base = "cls/predictions/"
+    inner = _ACTIVATIONS[model._config.hidden_act](model._dense(states, base + "transform/dense"))
+    normed = tf.cast(model._norm(inner, base + "transform"), model._dtype)
+    table = tf.cast(model.get_embedding_table(), model._dtype)
+    logits = tf.cast(tf.matmul(normed, table, transpose_b=True), tf.float32)
+    return tf.nn.bias_add(logits, model.variables[base + "output_bias"])
 
 
 def classification_loss(

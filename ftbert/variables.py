@@ -9,7 +9,14 @@ from tensorflow.compat import v1 as tf
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError
 
-__all__ = ["VariableSpec", "assign_weights", "create_variables", "layer_prefix", "variable_specs"]
+__all__ = [
+    "VariableSpec",
+    "assign_weights",
+    "create_variables",
+    "layer_prefix",
+    "masked_lm_specs",
+    "variable_specs",
+]
 
 # Weights are fed in lots of this size: a run per variable costs seconds, all in one costs the model's size again.
 _FEED_BYTES = 256 << 20
@@ -73,6 +80,15 @@ def variable_specs(
     if num_labels is not None:
         specs.append(("output_weights", VariableSpec((num_labels, hidden), "normal")))
         specs.append(("output_bias", VariableSpec((num_labels,), "zeros")))
+    return collections.OrderedDict(specs)
+
+
+def masked_lm_specs(config: BertConfig) -> "collections.OrderedDict[str, VariableSpec]":
+    """The variables of google-research/bert's masked-language-model head; its output table is the word embeddings."""
+    hidden, base = config.hidden_size, "cls/predictions"
+    specs = [(base + "/output_bias", VariableSpec((config.vocab_size,), "zeros"))]
+    specs += _dense_specs(base + "/transform/dense", hidden, hidden)
+    specs += _norm_specs(base + "/transform", hidden)
     return collections.OrderedDict(specs)
 
 

@@ -129,15 +129,6 @@ def test_the_served_model_measures_what_training_measured(trained, runtime):
     assert abs(loss - trained.metrics["loss"]) < 1e-4
 
 
-def test_several_gpus_are_no_secret(monkeypatch):
-    from ftbert.training import machine
-
-    monkeypatch.setattr(machine, "visible_gpus", lambda: ["/gpu:0", "/gpu:1"])
-    found = machine.find_machine()
-    assert found.device == "/gpu:0" and "sees 2 GPUs" in found.notice
-    assert machine.find_machine("cpu").notice is None
-
-
 def test_the_report_and_card_say_what_happened(trained):
     with open(trained.report, encoding="utf-8") as file:
         report = file.read()

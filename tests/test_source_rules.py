@@ -16,7 +16,7 @@ OPS = PACKAGE / "_ops"
 ARROWS = {
     "__init__": {
         *("batching", "calibrate", "config", "download", "estimator"),
-        *("finetune", "prediction", "predictor", "tokenization"),
+        *("finetune", "prediction", "predictor", "pretrain", "tokenization"),
     },
     "__main__": {"cli"},
     "errors": set(),
@@ -42,8 +42,11 @@ ARROWS = {
         *("guards", "prediction", "runtimes", "streaming", "tokenization"),
     },
     "estimator": {"modeling"},
-    "training": {"_ops", "batching", "checkpoint", "config", "modeling", "rows", "tokenization", "words"},
+    "training": {
+        *("_ops", "batching", "checkpoint", "config", "modeling", "rows", "tokenization", "variables", "words"),
+    },
     "finetune": {"_ops", "callable_module", "checkpoint", "config", "modeling", "tokenization", "training"},
+    "pretrain": {"_ops", "callable_module", "checkpoint", "config", "tokenization", "training"},
     "serving": {"__version__", "batching", "predictor", "prediction", "tokenization"},
     "distributed": {"predictor", "prediction", "serving"},
     "measure": {"batching", "predictor"},
@@ -54,7 +57,7 @@ ARROWS = {
     "cli": {"commands"},
     "commands": {
         *("calibrate", "checkpoint", "demo", "distributed", "doctor", "download", "export", "finetune"),
-        *("measure", "predictor", "rows", "serving", "training"),
+        *("measure", "predictor", "pretrain", "rows", "serving", "training"),
     },
 }
 

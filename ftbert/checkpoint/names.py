@@ -12,6 +12,7 @@ __all__ = [
     "huggingface_names",
     "is_ignored_google",
     "is_ignored_huggingface",
+    "pretraining_shapes",
     "weight_shapes",
 ]
 
@@ -114,6 +115,17 @@ def weight_shapes(
     if num_labels:
         shapes["output_weights"] = (num_labels, hidden)
         shapes["output_bias"] = (num_labels,)
+    return shapes
+
+
+def pretraining_shapes(config: BertConfig) -> "collections.OrderedDict[str, Tuple[int, ...]]":
+    """Name -> shape of google-research/bert's masked-language-model head; its output table is the word embeddings."""
+    hidden, base = config.hidden_size, "cls/predictions/"
+    shapes: collections.OrderedDict[str, Tuple[int, ...]] = collections.OrderedDict()
+    shapes[base + "output_bias"] = (config.vocab_size,)
+    shapes[base + "transform/dense/kernel"] = (hidden, hidden)
+    for name in ("dense/bias", "LayerNorm/beta", "LayerNorm/gamma"):
+        shapes[base + "transform/" + name] = (hidden,)
     return shapes
 
 

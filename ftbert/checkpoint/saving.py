@@ -10,7 +10,7 @@ import numpy as np
 
 from ftbert._ops import Weight
 from ftbert.checkpoint.model_folder import FORMAT_VERSION
-from ftbert.checkpoint.names import weight_shapes
+from ftbert.checkpoint.names import pretraining_shapes, weight_shapes
 from ftbert.checkpoint.tf_bundle import CheckpointWriter
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError, ConfigError
@@ -72,6 +72,7 @@ def save_model_folder(
     precision_checked: Optional[Dict[str, str]] = None,
     extra: Optional[Dict[str, Any]] = None,
     has_pooler: bool = True,
+    pretraining_head: bool = False,
 ) -> None:
     """Writes our model folder: bert_config.json, vocab.txt, labels.txt, model.ckpt.*, ftbert.json.
 
@@ -87,6 +88,7 @@ def save_model_folder(
         precision_checked: device ("cpu", "cuda") -> a lower precision whose answers were checked.
         extra: further keys of ftbert.json (where the model comes from, its measures).
         has_pooler: whether bert/pooler/dense comes.
+        pretraining_head: whether cls/predictions/... come, with which pretraining can go on.
 
     Raises:
         CheckpointError: the path is taken, a weight is missing, unknown or misshapen, or a label cannot be a line.
@@ -120,9 +122,10 @@ def save_model_folder(
         if labels:
             with open(os.path.join(temporary, "labels.txt"), "w", encoding="utf-8", newline="\n") as file:
                 file.write("".join(label + "\n" for label in labels))
-        _write_weights(
-            os.path.join(temporary, CHECKPOINT_NAME), weight_shapes(config, len(labels), has_pooler), weights
-        )
+        shapes = weight_shapes(config, len(labels), has_pooler)
+        if pretraining_head:
+            shapes.update(pretraining_shapes(config))
+        _write_weights(os.path.join(temporary, CHECKPOINT_NAME), shapes, weights)
         _write_json(os.path.join(temporary, "ftbert.json"), settings)
         replace_folder(temporary, path)
     except BaseException:

@@ -1,4 +1,4 @@
-"""`ftbert finetune`."""
+"""`ftbert finetune` and `ftbert pretrain`."""
 
 import json
 from typing import Any, Dict, List, Optional
@@ -13,6 +13,7 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command()(finetune)
+    app.command()(pretrain)
 
 
 def finetune(
@@ -40,6 +41,7 @@ def finetune(
     patience: Optional[int] = typer.Option(None, help="Epochs without a better one after which training stops."),
     seed: int = typer.Option(0, help="Two runs on a CPU with equal settings end bitwise equal."),
     device: str = typer.Option("auto", help="auto, cpu or gpu."),
+    devices: int = typer.Option(0, help="How many GPUs share every batch; 0: all that TensorFlow sees."),
     threads: int = typer.Option(0, help="CPU threads; 0: one per core."),
     mixed_precision: Optional[str] = typer.Option(None, help="bfloat16 or float16 (GPU)."),
     xla: bool = typer.Option(False, help="Compile the graph (GPU)."),
@@ -74,6 +76,7 @@ def finetune(
         "patience": patience,
         "seed": seed,
         "device": device,
+        "devices": devices,
         "threads": threads,
         "mixed_precision": mixed_precision,
         "xla": xla,
@@ -83,16 +86,90 @@ def finetune(
         "lower_case": lower_case,
         "resume": resume,
     }
-    for item in option or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError("--option: expected name=value, got %r." % item)
-        options[name] = _json("--option " + name, value)
+    options.update(_further(option))
     result = train_model(train=train, dev=dev, pretrained=pretrained, output=output, **options)
     typer.echo(
         "%s: epoch %d, accuracy %.2f%%, macro-F1 %.2f%% on the dev rows."
         % (result.output, result.best_epoch, 100 * result.metrics["accuracy"], 100 * result.metrics["macro_f1"])
     )
+
+
+def pretrain(
+    text: str = typer.Option(..., help="One document or sentence a line; or TSV, CSV, JSON lines with a text column."),
+    output: str = typer.Option(..., "--output", "-o", help="The model folder to write, for finetune --pretrained."),
+    pretrained: Optional[str] = typer.Option(None, help="A model folder to go on from; left out: a new model."),
+    vocab: Optional[str] = typer.Option(None, help="A vocab.txt for a new model; left out: built from the text."),
+    text_column: str = typer.Option("text", help="Of a table: the column or key that holds the text."),
+    epochs: int = typer.Option(10, help="Passes over the text."),
+    batch_size: int = typer.Option(64, help="Rows to an update."),
+    accumulation: int = typer.Option(1, help="Micro-batches to an update, for less memory."),
+    learning_rate: float = typer.Option(5e-4, help="Peak of the rate; 1e-4 suits a BERT-base."),
+    warmup: float = typer.Option(0.1, help="Share of the updates in which the rate rises."),
+    masked_share: float = typer.Option(0.15, help="Share of the pieces that are asked for."),
+    whole_word: bool = typer.Option(False, help="All pieces of a word are asked for, or none."),
+    max_length: int = typer.Option(128, help="Longest row in tokens; longer texts become several rows."),
+    dev_fraction: float = typer.Option(0.02, help="Share of the texts held out to measure on."),
+    save_steps: int = typer.Option(1000, help="Updates after which the state is kept, besides every epoch's end."),
+    seed: int = typer.Option(0, help="Two runs on a CPU with equal settings end bitwise equal."),
+    device: str = typer.Option("auto", help="auto, cpu or gpu."),
+    devices: int = typer.Option(0, help="How many GPUs share every batch; 0: all that TensorFlow sees."),
+    threads: int = typer.Option(0, help="CPU threads; 0: one per core."),
+    mixed_precision: Optional[str] = typer.Option(None, help="bfloat16 or float16 (GPU)."),
+    xla: bool = typer.Option(False, help="Compile the graph (GPU)."),
+    precision: str = typer.Option("fp32", help="Of the saved weights: fp32 or fp16."),
+    config: Optional[str] = typer.Option(None, help="Of a new model: JSON of sizes, or a file of it."),
+    vocab_size: int = typer.Option(8000, help="Pieces in a vocabulary that is built."),
+    lower_case: bool = typer.Option(True, help="Of a new model: whether texts are lower-cased."),
+    resume: bool = typer.Option(True, help="Go on with a run of the same settings that was cut off."),
+    option: Optional[List[str]] = typer.Option(None, help="Any other option of ftbert.pretrain as name=JSON."),
+) -> None:
+    """Train an encoder on plain text, to fine-tune it after. A run cut off goes on when called again."""
+    from ftbert.pretrain import pretrain as train_encoder
+
+    options: Dict[str, Any] = {
+        "text_column": text_column,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "masked_share": masked_share,
+        "whole_word": whole_word,
+        "max_length": max_length,
+        "dev_fraction": dev_fraction,
+        "save_steps": save_steps,
+        "seed": seed,
+        "device": device,
+        "devices": devices,
+        "threads": threads,
+        "mixed_precision": mixed_precision,
+        "xla": xla,
+        "precision": precision,
+        "config": None if config is None else _json("--config", config),
+        "vocab_size": vocab_size,
+        "lower_case": lower_case,
+        "resume": resume,
+    }
+    options.update(_further(option))
+    result = train_encoder(text=text, output=output, pretrained=pretrained, vocab=vocab, **options)
+    measured = "nothing was held out"
+    if result.metrics:
+        measured = "loss %.4f, %.2f%% of the hidden pieces of the held-out texts right" % (
+            result.metrics["loss"],
+            100 * result.metrics["accuracy"],
+        )
+    typer.echo("%s: %d updates; %s." % (result.output, result.history[-1]["step"], measured))
+
+
+def _further(items: Optional[List[str]]) -> Dict[str, Any]:
+    """What --option gave."""
+    options: Dict[str, Any] = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError("--option: expected name=value, got %r." % item)
+        options[name] = _json("--option " + name, value)
+    return options
 
 
 def _json(what: str, text: str) -> Any:

@@ -1,7 +1,6 @@
 """Where training runs: devices, threads, precision, XLA. What is not there is refused, never replaced."""
 
-import contextlib
-from typing import Any, Iterator, List, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 from tensorflow.compat import v1 as tf
 
@@ -24,24 +23,18 @@ class Machine(NamedTuple):
     """A checked choice.
 
     Attributes:
-        device: "/cpu:0" or "/gpu:0".
+        devices: "/cpu:0", or "/gpu:0" and so on; several hold a copy of the model each and share every batch.
         threads: of the CPU; 0: one per core.
         mixed_precision: None, "float16" or "bfloat16": the type of the matrix products.
         xla: whether TensorFlow compiles clusters of operations.
         notice: what the user should know about the choice, or None.
     """
 
-    device: str
+    devices: Tuple[str, ...]
     threads: int
     mixed_precision: Optional[str]
     xla: bool
     notice: Optional[str] = None
-
-    @contextlib.contextmanager
-    def scope(self) -> Iterator[None]:
-        """Operations made inside run on the device."""
-        with tf.device(self.device):
-            yield
 
     def session_config(self) -> Any:
         """ConfigProto: a GPU's memory is taken as needed, not whole."""
@@ -50,6 +43,8 @@ class Machine(NamedTuple):
             inter_op_parallelism_threads=self.threads,
             allow_soft_placement=True,
         )
+        if self.devices[0].startswith("/cpu"):
+            config.device_count["CPU"] = len(self.devices)
         config.gpu_options.allow_growth = True
         if self.xla:
             config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
@@ -57,7 +52,11 @@ class Machine(NamedTuple):
 
 
 def find_machine(
-    device: str = "auto", threads: int = 0, mixed_precision: Optional[str] = None, xla: bool = False
+    device: str = "auto",
+    threads: int = 0,
+    mixed_precision: Optional[str] = None,
+    xla: bool = False,
+    devices: int = 0,
 ) -> Machine:
     """Checks a wish against this TensorFlow.
 
@@ -66,6 +65,8 @@ def find_machine(
         threads: of the CPU; 0: one per core.
         mixed_precision: None, "float16" (GPU) or "bfloat16".
         xla: compile with XLA (GPU).
+        devices: how many; 0: all the GPUs that TensorFlow sees, or the CPU. Several on a CPU are TensorFlow's virtual
+            ones: no faster, but the way to try on any machine what several GPUs do.
 
     Raises:
         UnavailableError: TensorFlow has no such device, precision or compiler; the message says what would help.
@@ -90,13 +91,21 @@ def find_machine(
             "xla=True compiles for GPUs, and TensorFlow %s uses none here. Leave it out: on a CPU each batch length "
             "would be compiled anew for no gain." % tf.__version__
         )
-    notice = None
-    if len(gpus) > 1:
-        notice = (
-            "TensorFlow sees %d GPUs, and trains a model on one, the first. CUDA_VISIBLE_DEVICES chooses another; "
-            "several runs can share the machine that way." % len(gpus)
+    if gpus and devices > len(gpus):
+        raise UnavailableError(
+            "devices=%d: TensorFlow %s sees %d GPUs here. Ask for as many at most, or look at CUDA_VISIBLE_DEVICES."
+            % (devices, tf.__version__, len(gpus))
         )
-    return Machine("/gpu:0" if gpus else "/cpu:0", threads, mixed_precision, xla, notice)
+    chosen = gpus[: devices or len(gpus)] if gpus else ["/cpu:%d" % index for index in range(max(devices, 1))]
+    notice = None
+    if len(chosen) > 1:
+        notice = (
+            "Training on %d %s: each holds the model and takes a share of every batch, the gradients are summed "
+            "(tf.distribute.MirroredStrategy). devices=1 takes one." % (len(chosen), "GPUs" if gpus else "virtual CPUs")
+        )
+    elif len(gpus) > 1:
+        notice = "Training on the first of the %d GPUs that TensorFlow sees." % len(gpus)
+    return Machine(tuple(chosen), threads, mixed_precision, xla, notice)
 
 
 def tensorflow_version() -> str:

@@ -8,7 +8,7 @@ from tensorflow.compat import v1 as tf
 
 from ftbert.errors import ConfigError
 
-__all__ = ["AdamW", "create_train_op", "layer_depth", "learning_rate_at"]
+__all__ = ["AdamW", "create_train_op", "dense_gradients", "layer_depth", "learning_rate_at", "zeros_beside"]
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-6
 
@@ -73,7 +73,7 @@ class AdamW:
         self.slots: "collections.OrderedDict[str, Any]" = collections.OrderedDict()
         for name, variable in variables.items():
             for slot in ("adam_m", "adam_v"):
-                self.slots["%s/%s" % (name, slot)] = _zeros(variable, slot)
+                self.slots["%s/%s" % (name, slot)] = zeros_beside(variable, slot)
 
     def apply(self, gradients: List[Any]) -> Tuple[Any, Any]:
         """The update.
@@ -118,7 +118,8 @@ class AdamW:
         )
 
 
-def _zeros(variable: Any, suffix: str) -> Any:
+def zeros_beside(variable: Any, suffix: str) -> Any:
+    """A new variable of zeros, shaped and named as `variable`; optimizers do not see it."""
     return tf.get_variable(
         "%s/%s" % (variable.op.name, suffix),
         variable.shape.as_list(),

@@ -7,7 +7,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Union
 from ftbert.config import BertConfig
 from ftbert.errors import ConfigError
 
-__all__ = ["Options", "make_options"]
+__all__ = ["CHOICES", "RANGES", "Options", "check_options", "make_options", "recipe_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Options:
         metric: which one decides what is best: "accuracy", "macro_f1" or "loss".
         patience: epochs without a better one after which training stops; None: never.
         seed: of new weights, order and dropout; two runs on a CPU with equal settings end bitwise equal.
-        device: "auto", "cpu" or "gpu" (one, also where there are several); threads: of the CPU, 0: one per core.
+        device: "auto", "cpu" or "gpu"; threads: of the CPU, 0: one per core.
+        devices: how many share every batch; 0: all the GPUs that TensorFlow sees, or one CPU.
         mixed_precision: None, "bfloat16" or "float16" (GPU).
         xla: compile (GPU).
         precision: of the saved weights, "fp32" or "fp16".
@@ -82,6 +83,7 @@ class Options:
     patience: Optional[int] = None
     seed: int = 0
     device: str = "auto"
+    devices: int = 0
     threads: int = 0
     mixed_precision: Optional[str] = None
     xla: bool = False
@@ -97,20 +99,26 @@ class Options:
     def recipe(self) -> Dict[str, Any]:
         """What decides the trained weights, for JSON: all but where reports go and which files are read."""
         silent = ("resume", "tensorboard", "report", "progress", "text_column", "label_column", "pair_column", "format")
-        values = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in silent
-        }
-        if isinstance(self.config, BertConfig):
-            values["config"] = self.config.to_dict()
-        for key in ("config", "class_weights"):
-            if isinstance(values[key], Mapping):
-                values[key] = dict(values[key])
+        values = recipe_of(self, silent)
+        if isinstance(self.class_weights, Mapping):
+            values["class_weights"] = dict(self.class_weights)
         values["labels"] = None if self.labels is None else list(self.labels)
         return values
 
 
+def recipe_of(options: Any, silent: Sequence[str]) -> Dict[str, Any]:
+    """The fields of a record of options but those named, with the configuration as a dict."""
+    values = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name not in silent
+    }
+    config = options.config
+    if config is not None:
+        values["config"] = config.to_dict() if isinstance(config, BertConfig) else dict(config)
+    return values
+
+
 # name -> (type, lowest, highest, whether None is allowed); the bounds are part of the range.
-_RANGES: Dict[str, Any] = {
+RANGES: Dict[str, Any] = {
     "dev_fraction": (float, 0.0, 0.9, False),
     "epochs": (int, 1, 100000, False),
     "batch_size": (int, 1, 1 << 20, False),
@@ -128,11 +136,12 @@ _RANGES: Dict[str, Any] = {
     "max_length": (int, 3, 1 << 20, False),
     "patience": (int, 1, 100000, True),
     "seed": (int, 0, (1 << 31) - 1, False),
+    "devices": (int, 0, 64, False),
     "threads": (int, 0, 4096, False),
     "vocab_size": (int, 15, 1 << 24, False),
 }
 
-_CHOICES: Dict[str, Any] = {
+CHOICES: Dict[str, Any] = {
     "truncation": ("head", "tail", "head+tail", "error"),
     "metric": ("accuracy", "macro_f1", "loss"),
     "precision": ("fp32", "fp16"),
@@ -147,13 +156,19 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def make_options(values: Mapping[str, Any]) -> Options:
-    """Checks every value.
+def check_options(
+    kind: Any,
+    values: Mapping[str, Any],
+    ranges: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    switches: Sequence[str],
+) -> Any:
+    """A record of `kind`, a dataclass, with these values; what the tables say of other fields is passed over.
 
     Raises:
         ConfigError: an unknown name (with the nearest known one) or a value out of its range.
     """
-    known = [field.name for field in dataclasses.fields(Options)]
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -161,21 +176,33 @@ def make_options(values: Mapping[str, Any]) -> Options:
                 "%s: no such option.%s Options: %s."
                 % (name, " Did you mean %s?" % near[0] if near else "", ", ".join(known))
             )
-    options = Options(**values)
-    for name, (kind, lowest, highest, optional) in _RANGES.items():
+    options = kind(**values)
+    for name, (number, lowest, highest, optional) in ranges.items():
+        if name not in known:
+            continue
         value = getattr(options, name)
         if value is None and optional:
             continue
-        fits = isinstance(value, int) if kind is int else isinstance(value, (int, float))
+        fits = isinstance(value, int) if number is int else isinstance(value, (int, float))
         if isinstance(value, bool) or not fits or not lowest <= value <= highest:
-            what = "an integer" if kind is int else "a number"
+            what = "an integer" if number is int else "a number"
             raise ConfigError("%s: expected %s from %g to %g, got %r." % (name, what, lowest, highest, value))
-    for name, choices in _CHOICES.items():
-        if getattr(options, name) not in choices:
-            raise ConfigError("%s: expected one of %s, got %r." % (name, list(choices), getattr(options, name)))
-    for name in _SWITCHES:
+    for name, allowed in choices.items():
+        if name in known and getattr(options, name) not in allowed:
+            raise ConfigError("%s: expected one of %s, got %r." % (name, list(allowed), getattr(options, name)))
+    for name in switches:
         if not isinstance(getattr(options, name), bool):
             raise ConfigError("%s: expected True or False, got %r." % (name, getattr(options, name)))
+    return options
+
+
+def make_options(values: Mapping[str, Any]) -> Options:
+    """Checks every value.
+
+    Raises:
+        ConfigError: as `check_options`.
+    """
+    options: Options = check_options(Options, values, RANGES, CHOICES, _SWITCHES)
     if options.accumulation > options.batch_size:
         raise ConfigError(
             "accumulation: expected at most batch_size (%d) micro-batches, got %d."

@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+import os
+from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from ftbert.training.data import Columns, Dataset, load_dataset, order_labels, p
 from ftbert.training.examine import Examination, examine
 from ftbert.training.options import Options, make_options
 
-__all__ = ["Plan", "class_weights", "fingerprint", "prepare"]
+__all__ = [
+    "Plan",
+    "add_pretrained",
+    "check_output",
+    "class_weights",
+    "fingerprint",
+    "prepare",
+    "scratch_config",
+]
 
 # A model from scratch, where `config` does not say otherwise: about 1.2 million weights beside the embeddings.
 _SMALL = {
@@ -100,17 +109,38 @@ def _head_notice(folder: ModelFolder, labels: Sequence[str], problem_type: str) 
     return False, "The pretrained model's classifier is replaced by a new one: %s." % why
 
 
-def _scratch_config(options: Options, vocab_size: int) -> BertConfig:
-    if isinstance(options.config, BertConfig):
-        return dataclasses.replace(options.config, vocab_size=vocab_size)
+def scratch_config(wish: Union[None, BertConfig, Mapping[str, Any]], max_length: int, vocab_size: int) -> BertConfig:
+    """The sizes of a new model: as wished, the rest as of a small one.
+
+    Raises:
+        ConfigError: they cannot be, or name another vocab_size.
+    """
+    if isinstance(wish, BertConfig):
+        return dataclasses.replace(wish, vocab_size=vocab_size)
     sizes = dict(_SMALL, vocab_size=vocab_size)
-    sizes.update(options.config or {})
+    sizes.update(wish or {})
     if sizes["vocab_size"] != vocab_size:
         raise ConfigError(
             "config: leave vocab_size out; it follows from the vocabulary. Bound it with the option vocab_size."
         )
-    sizes["max_position_embeddings"] = max(int(sizes["max_position_embeddings"]), options.max_length)
+    sizes["max_position_embeddings"] = max(int(sizes["max_position_embeddings"]), max_length)
     return BertConfig.from_dict(sizes, "ftbert")
+
+
+def check_output(output: Any) -> str:
+    """The absolute path of the model folder to write.
+
+    Raises:
+        ConfigError: there is none, or something stands there that ftbert did not write.
+    """
+    if output is None:
+        raise ConfigError("output: expected a path for the model folder, got None.")
+    output = os.path.abspath(os.fspath(output))
+    if os.path.isdir(output) and os.listdir(output) and not os.path.exists(os.path.join(output, "ftbert.json")):
+        raise ConfigError(
+            "%s exists and is no folder that ftbert wrote: it would be replaced. Choose another." % output
+        )
+    return str(output)
 
 
 def prepare(
@@ -135,7 +165,7 @@ def prepare(
         from ftbert.training.vocabulary import build_tokenizer
 
         tokenizer = build_tokenizer(train_rows.texts, checked.vocab_size, checked.lower_case)
-        config = _scratch_config(checked, tokenizer.vocab_size)
+        config = scratch_config(checked.config, checked.max_length, tokenizer.vocab_size)
         notices.append("From scratch: a vocabulary of %d pieces was built from the train rows." % tokenizer.vocab_size)
     else:
         if checked.config is not None:
@@ -179,19 +209,25 @@ def class_weights(plan: Plan) -> Optional[np.ndarray]:
     return np.array([rows / (present * counts[name]) if counts[name] else 1.0 for name in plan.labels], np.float32)
 
 
-def fingerprint(plan: Plan, version: str) -> str:
+def fingerprint(plan: Plan, version: str, devices: int = 1) -> str:
     """Of all that decides the weights: a run is taken up again only where it would end the same."""
     digest = hashlib.sha256()
     parts: List[Any] = [plan.options.recipe(), plan.config.to_dict(), plan.labels, version, plan.tokenizer.settings()]
+    if devices > 1:  # they draw dropout each for itself, and sum in another order
+        parts.append(devices)
     if plan.pretrained is not None:
-        # Weights are told apart by a part that every training changes.
-        reader = plan.pretrained.reader
-        parts.append([plan.pretrained.kind, reader.names()])
-        small = [name for name in reader.names() if int(np.prod(reader.shape(name))) <= 1 << 16]
-        for name in small:
-            digest.update(np.ascontiguousarray(reader.read(name)).tobytes())
+        add_pretrained(plan.pretrained, parts, digest)
     for data in (plan.train, plan.dev):
         parts.append([data.texts, data.labels])
     parts.append(plan.tokenizer.vocab)
     digest.update(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode("ascii"))
     return digest.hexdigest()
+
+
+def add_pretrained(folder: ModelFolder, parts: List[Any], digest: Any) -> None:
+    """Adds to a fingerprint what tells a model's weights apart: a part of them that every training changes."""
+    reader = folder.reader
+    parts.append([folder.kind, reader.names()])
+    for name in reader.names():
+        if int(np.prod(reader.shape(name))) <= 1 << 16:
+            digest.update(np.ascontiguousarray(reader.read(name)).tobytes())

@@ -32,17 +32,25 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        progress: what progress.json says: "fingerprint", "epoch" (how many are done), "history" (one record each),
-            "best" (epoch and value), "state" and "best_folder" (names of checkpoint folders, or None), "finished".
+        progress: what progress.json says: "fingerprint", "epoch" or "step" (how many are done), "history" (one record
+            each), "best" (epoch and value), "state" and "best_folder" (names of checkpoint folders, or None),
+            "finished".
     """
 
-    def __init__(self, path: str, fingerprint: str, resume: bool) -> None:
+    def __init__(self, path: str, fingerprint: str, resume: bool, counter: str = "epoch") -> None:
         """Takes up the run that is there, or begins one.
+
+        Args:
+            path: the folder.
+            fingerprint: of all that decides the weights.
+            resume: False: what is there is thrown away.
+            counter: what the run counts its progress in, "epoch" or "step"; its records say it too.
 
         Raises:
             ConfigError: what is there was begun with other data or settings.
         """
         self.path = path
+        self._counter = counter
         self._progress_path = os.path.join(path, "progress.json")
         if not resume and os.path.isdir(path):
             if os.listdir(path) and not os.path.exists(self._progress_path):
@@ -55,7 +63,7 @@ class RunFolder:
         fresh = {
             "format": _FORMAT,
             "fingerprint": fingerprint,
-            "epoch": 0,
+            self._counter: 0,
             "history": [],
             "best": None,
             "state": None,
@@ -69,13 +77,13 @@ class RunFolder:
             found = json.load(file)
         if found.get("format") != _FORMAT or found.get("fingerprint") != fingerprint:
             raise ConfigError(
-                "%s: a run with other data or settings (%d epochs done) is there. Pass resume=False to begin anew, or "
-                "choose another output." % (self.path, found.get("epoch", 0))
+                "%s: a run with other data or settings (%d %ss done) is there. Pass resume=False to begin anew, or "
+                "choose another output." % (self.path, found.get(self._counter, 0), self._counter)
             )
         return found
 
-    def save_epoch(self, values: Dict[str, Any], state: Iterable[Any], best: Optional[Iterable[Any]]) -> None:
-        """Keeps an epoch: the checkpoints first, then the one file that says they count, then the old ones go.
+    def save(self, values: Dict[str, Any], state: Iterable[Any], best: Optional[Iterable[Any]]) -> None:
+        """Keeps what was reached: the checkpoints first, then the one file that says they count, then the old ones go.
 
         Args:
             values: new values of `progress`.
@@ -83,9 +91,9 @@ class RunFolder:
             best: (name, array) pairs of the model, if this epoch is the best so far.
         """
         progress = dict(self.progress, **values)
-        progress["state"] = self._write("state-%d" % progress["epoch"], state)
+        progress["state"] = self._write("state-%d" % progress[self._counter], state)
         if best is not None:
-            progress["best_folder"] = self._write("best-%d" % progress["epoch"], best)
+            progress["best_folder"] = self._write("best-%d" % progress[self._counter], best)
         write_text(self._progress_path, json.dumps(progress, ensure_ascii=False))
         self.progress = progress
         self._clean()
@@ -126,12 +134,33 @@ class RunFolder:
         for tensor_name in reader.names():
             yield Weight(tensor_name, reader.read(tensor_name), False, False)
 
+    def final_weights(self, which: str, precision: str) -> Iterable[Weight]:
+        """`weights` as they are to be saved: optimizer's slots and counters left out, "fp32" or "fp16".
+
+        Raises:
+            CheckpointError: a value does not fit float16.
+        """
+        for weight in self.weights(which):
+            if weight.name == "global_step" or weight.name.endswith(("/adam_m", "/adam_v")):
+                continue
+            if precision == "fp32":
+                yield weight
+                continue
+            with np.errstate(over="ignore"):
+                half = weight.array.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise CheckpointError(
+                    "%s: a value of %g does not fit float16. Save with precision='fp32': what was trained is kept, "
+                    "nothing is trained again." % (weight.name, float(np.abs(weight.array).max()))
+                )
+            yield weight._replace(array=half)
+
     def file(self, name: str) -> str:
         """The path of a file in the folder."""
         return os.path.join(self.path, name)
 
     def trim_metrics(self) -> List[Dict[str, Any]]:
-        """Cuts metrics.jsonl back to the epochs that are done; returns what stays."""
+        """Cuts metrics.jsonl back to what is done; returns what stays."""
         path = self.file("metrics.jsonl")
         kept: List[Dict[str, Any]] = []
         if os.path.exists(path):
@@ -141,7 +170,7 @@ class RunFolder:
                         record = json.loads(line, object_pairs_hook=collections.OrderedDict)
                     except ValueError:
                         break  # the line that was being written when the run was killed
-                    if record["epoch"] <= self.progress["epoch"]:
+                    if record[self._counter] <= self.progress[self._counter]:
                         kept.append(record)
         write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
         return kept

@@ -1,7 +1,5 @@
 """The training loop: epochs, measures, what is best, when to stop, what to keep."""
 
-import json
-import sys
 import time
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
@@ -9,11 +7,12 @@ import numpy as np
 
 from ftbert.training.batches import EncodedSet, epoch_plan, in_order
 from ftbert.training.graph import TrainingGraph
+from ftbert.training.journal import Bar, Journal
 from ftbert.training.metrics import Metrics, measure
 from ftbert.training.options import Options
 from ftbert.training.run_folder import RunFolder
 
-__all__ = ["Outcome", "evaluate", "train", "updates_per_epoch"]
+__all__ = ["Outcome", "evaluate", "split_micro", "train", "updates_per_epoch"]
 
 _EVALUATION_ROWS = 64
 _LOG_EVERY = 10  # updates between two lines of metrics.jsonl
@@ -49,79 +48,13 @@ def evaluate(graph: TrainingGraph, data: EncodedSet) -> np.ndarray:
     return np.stack(logits)
 
 
-class _Journal:
-    """metrics.jsonl and TensorBoard."""
-
-    def __init__(self, run: RunFolder, tensorboard: bool) -> None:
-        run.trim_metrics()
-        self._file = open(run.file("metrics.jsonl"), "a", encoding="utf-8")
-        self._board: Optional[Any] = None
-        if tensorboard:
-            from tensorflow.compat import v1 as tf
-
-            self._tf = tf
-            with tf.Graph().as_default():
-                self._board = tf.summary.FileWriter(run.file("tensorboard"))
-
-    def write(self, kind: str, step: int, values: Dict[str, Any]) -> None:
-        record = dict(kind=kind, step=step, **values)
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            scalars = [
-                self._tf.Summary.Value(tag="%s/%s" % (kind, name), simple_value=value)
-                for name, value in values.items()
-                if isinstance(value, float)
-            ]
-            self._board.add_summary(self._tf.Summary(value=scalars), step)
-            self._board.flush()
-
-    def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-class _Bar:
-    """A progress bar over all updates, or nothing."""
-
-    def __init__(self, total: int, done: int, shown: bool) -> None:
-        self._bar: Optional[Any] = None
-        if shown:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=total,
-                initial=done,
-                unit="step",
-                file=sys.stderr,
-                dynamic_ncols=True,
-                desc="training",
-                # A log file has no use for a bar ten times a second.
-                mininterval=0.2 if sys.stderr.isatty() else 15.0,
-            )
-
-    def advance(self, loss: float, note: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str("loss %.4f%s" % (loss, note), refresh=False)
-            self._bar.update(1)
-
-    def say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
 def _is_better(value: float, best: Optional[Dict[str, Any]], metric: str) -> bool:
     if best is None:
         return True
     return value < best["value"] if metric == "loss" else value > best["value"]
 
 
-def _split_micro(chosen: np.ndarray, accumulation: int) -> List[np.ndarray]:
+def split_micro(chosen: np.ndarray, accumulation: int) -> List[np.ndarray]:
     """The rows of one update in at most `accumulation` parts of equal size (but the last)."""
     size = (len(chosen) + accumulation - 1) // accumulation
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
@@ -143,8 +76,8 @@ def train(
     """
     per_epoch = updates_per_epoch(len(train_set.lengths), options.batch_size)
     progress = run.progress
-    journal = _Journal(run, options.tensorboard)
-    bar = _Bar(per_epoch * options.epochs, per_epoch * progress["epoch"], options.progress)
+    journal = Journal(run, options.tensorboard)
+    bar = Bar(per_epoch * options.epochs, per_epoch * progress["epoch"], options.progress)
     interrupted = stopped = False
     seconds, rows = 0.0, 0
     note = ""
@@ -155,7 +88,7 @@ def train(
             plan = epoch_plan(train_set.lengths, options.batch_size, options.seed, epoch)
             for index, chosen in enumerate(plan):
                 step = epoch * per_epoch + index
-                parts = [train_set.batch(part) for part in _split_micro(chosen, options.accumulation)]
+                parts = [train_set.batch(part) for part in split_micro(chosen, options.accumulation)]
                 result = graph.train_step(parts)
                 losses.append(result.loss)
                 bar.advance(result.loss, note)
@@ -210,5 +143,5 @@ def _keep(
         "over": over,
     }
     state: Iterable[Any] = () if over else graph.read(graph.state())
-    run.save_epoch(values, state, graph.read(graph.variables) if better else None)
+    run.save(values, state, graph.read(graph.variables) if better else None)
     return stop
