@@ -1,13 +1,13 @@
 """Text to token ids, exactly as google-research/bert's BasicTokenizer and WordPiece do it, in parallel.
 
-The work is done by the Rust library `tokenizers`. Its BERT normalizer differs from google's code for private-use
-characters, scripts younger than its Unicode tables, one block of rare Chinese characters and the Greek final sigma. So
-a text goes to it whole when all its characters are ones on which the two agree (`_PLAIN`, every common script); any
-other text is first split into words here, by google's rules and this Python's Unicode tables, and only cut into pieces
-there. Texts never contain special tokens: "[SEP]" typed by a user is five characters of text.
+Texts of common characters are done by the native library (`ftbert.pieces`), others by the Rust library `tokenizers`.
+Its BERT normalizer differs from google's code for private-use characters, scripts younger than its Unicode tables, one
+block of rare Chinese characters and the Greek final sigma. So a text goes to it whole when all its characters are ones
+on which the two agree (`_PLAIN`, every common script); any other text is first split into words here, by google's
+rules and this Python's Unicode tables, and only cut into pieces there. Texts never contain special tokens: "[SEP]"
+typed by a user is five characters of text.
 """
 
-import itertools
 import os
 import re
 import warnings
@@ -17,6 +17,7 @@ import numpy as np
 
 from ftbert.batching import PackedBatch
 from ftbert.errors import CheckpointError, ConfigError, InputError
+from ftbert.pieces import flattened, make_pieces
 from ftbert.vocabulary import GOOGLE_WORD_CHARS, read_tokenizer_settings, read_vocab
 from ftbert.words import WordSplitter
 
@@ -160,7 +161,9 @@ class Tokenizer:
         self._whole.pre_tokenizer = BertPreTokenizer()
         self._words = RustTokenizer(model)
         self._words.pre_tokenizer = CharDelimiterSplit(" ")
-        self._splitter = WordSplitter(self.lower_case, self.strip_accents, self.chinese_chars)
+        flags = (self.lower_case, self.strip_accents, self.chinese_chars)
+        self._splitter = WordSplitter(*flags)
+        self._native = make_pieces(self.vocab, self.unk_id, self.max_word_chars, flags, _PLAIN)
 
     def _warn_of_contradiction(self, upper: int, lower: int) -> None:
         """`upper`, `lower`: pieces with such ASCII letters. Chinese vocabularies have few of either."""
@@ -227,6 +230,10 @@ class Tokenizer:
 
     def _piece_ids(self, texts: List[str]) -> List[List[int]]:
         """Ids of each text's pieces, without special tokens."""
+        if self._native is not None and 0 < len(texts) <= _FEW:
+            rows = self._native.rows(texts)
+            if rows is not None:
+                return rows
         joined = "".join(texts)
         if joined.isascii() or _PLAIN.fullmatch(joined):
             return _run(self._whole, texts)
@@ -235,6 +242,19 @@ class Tokenizer:
         odd_set = set(odd)
         whole = iter(_run(self._whole, [text for index, text in enumerate(texts) if index not in odd_set]))
         return [next(by_words) if index in odd_set else next(whole) for index in range(len(texts))]
+
+    def _flat_ids(self, texts: List[str]) -> Tuple[np.ndarray, np.ndarray]:
+        """`_piece_ids` end to end: int32 (T,), and how many each text has: int64 (B,)."""
+        if self._native is None:
+            return flattened(self._piece_ids(texts))
+        ids, lengths = self._native.encode(texts)
+        odd = np.flatnonzero(lengths < 0)
+        if len(odd):
+            others, counts = flattened(self._piece_ids([texts[index] for index in odd.tolist()]))
+            lengths[odd] = 0
+            ids = np.insert(ids, np.repeat(np.cumsum(lengths)[odd], counts), others)
+            lengths[odd] = counts
+        return ids, lengths
 
     def encode(
         self, texts: Sequence[Text], max_length: int = 512, truncation: str = "head", first_index: int = 0
@@ -281,9 +301,7 @@ class Tokenizer:
             flat = [part for text in texts for part in ((text, "") if isinstance(text, str) else text)]
         else:
             flat = texts  # type: ignore[assignment]
-        rows = self._piece_ids(flat)
-        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, sum(map(len, rows)))
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids, lengths = self._flat_ids(flat)
         starts = np.cumsum(lengths) - lengths
         if pairs.any():
             first, second = lengths[0::2], lengths[1::2]

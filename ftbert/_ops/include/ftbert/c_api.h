@@ -66,6 +66,17 @@ FTBERT_API int ftbert_tune(int64_t engine, const int32_t* token_counts, int32_t 
 FTBERT_API int64_t ftbert_describe(int64_t engine, char* json, size_t size);
 FTBERT_API int64_t ftbert_describe_machine(char* json, size_t size);
 
+// Text to ids (ftbert/wordpiece.h); needs no engine. Null, and -1, when there is no memory. A tokenizer may be used by
+// many threads.
+typedef struct ftbert_wordpiece ftbert_wordpiece;
+FTBERT_API ftbert_wordpiece* ftbert_wordpiece_create(const uint32_t* pieces, const int64_t* ends, int32_t count,
+                                                     const uint32_t* table, int32_t table_size, int32_t unknown_id,
+                                                     int32_t max_word_chars);
+FTBERT_API int64_t ftbert_wordpiece_encode(const ftbert_wordpiece* tokenizer, const uint32_t* chars,
+                                           const int64_t* ends, int32_t texts, int32_t threads, int32_t* ids,
+                                           int32_t* lengths);
+FTBERT_API void ftbert_wordpiece_free(ftbert_wordpiece* tokenizer);
+
 #ifdef __cplusplus
 }
 #endif
