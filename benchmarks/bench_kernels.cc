@@ -80,7 +80,7 @@ Times Repeat(const std::function<void()>& body) {
   return Times{all.front(), all[all.size() / 2]};
 }
 
-// The rate at which `threads` threads run body(rounds) at once, an operation count per round given; the best of several.
+// The rate at which `threads` threads run body(rounds) at once, so many operations a round; the best of several.
 double Rate(int threads, int64_t rounds, double operations, const std::function<void(int64_t)>& body) {
   const Times times = Repeat([&] {
     std::vector<std::thread> others;

@@ -20,16 +20,27 @@ std::vector<Form> Forms() {
 }
 
 // The integer sums are the same everywhere, and the vector forms' epilogues are the same operations: the same bits.
+// AVX2 alone bounds pairs of weights, so this holds for it where no two weights meet in a pair.
 void CheckFormsAgree(const std::vector<Form>& forms) {
-  const Problem p(769, 130, 45);
-  std::vector<float> first;
-  for (size_t i = 1; i < forms.size(); ++i) {
-    const std::vector<float> got =
-        Multiply(*forms[i].kernel, p.Pack(*forms[i].kernel), p.x.data(), p.rows, Epilogue::kBiasGeluTanh);
-    if (i == 1) first = got;
-    std::printf("%s and %s: %s\n", forms[1].name, forms[i].name,
-                SameBits(first.data(), got.data(), got.size()) ? "same bits" : "DIFFERENT");
-    CHECK(SameBits(first.data(), got.data(), got.size()));
+  for (const bool paired : {false, true}) {
+    Problem p(769, 130, 45);
+    for (int32_t k = 1; k < p.inputs && !paired; k += 2) {
+      for (int32_t n = 0; n < p.outputs; ++n) p.weights[static_cast<size_t>(k) * p.outputs + n] = 0;
+    }
+    const Form* first = nullptr;
+    std::vector<float> expected;
+    for (size_t i = 1; i < forms.size(); ++i) {
+      if (paired && std::string(forms[i].name) == "avx2") continue;
+      const std::vector<float> got =
+          Multiply(*forms[i].kernel, p.Pack(*forms[i].kernel), p.x.data(), p.rows, Epilogue::kBiasGeluTanh);
+      if (first == nullptr) {
+        first = &forms[i];
+        expected = got;
+      }
+      std::printf("%s and %s: %s\n", first->name, forms[i].name,
+                  SameBits(expected.data(), got.data(), got.size()) ? "same bits" : "DIFFERENT");
+      CHECK(SameBits(expected.data(), got.data(), got.size()));
+    }
   }
 }
 

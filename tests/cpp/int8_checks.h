@@ -142,14 +142,28 @@ inline void CheckInt8Extremes(const Form& form) {
     }
     CheckInt8Product(form, p, 1, Epilogue::kBias);
   }
-  {  // magnitudes of four weights that add up to 255, 256 and 257, by inputs of the largest magnitude: where two 16-bit
-     // sums may just be added, and where they may not
+  // AVX2 adds chunks of 16 inputs in 16 bits where the norms of inputs and weights allow it. Weights in step with the
+  // inputs reach the bound of Cauchy and Schwarz, so 28 to 36 steps lie on both sides of 32,767 / (8 x 127.5).
+  for (int level = 28; level <= 36; ++level) {
+    Problem p(512, 48, 4);
+    const auto sign = [](int32_t k, int32_t n) { return (k * 2654435761u >> 7 ^ static_cast<uint32_t>(n) / 8) & 1; };
+    for (int32_t k = 0; k < p.inputs; ++k) {
+      for (int32_t n = 0; n < p.outputs; ++n) {
+        const float value = k == 1 ? 1.0f : k == 0 ? 0.0f : static_cast<float>(level) / 127.0f;
+        p.weights[static_cast<size_t>(k) * p.outputs + n] = sign(k, n) != 0 ? -value : value;
+      }
+      for (int32_t r = 0; r < p.rows; ++r) {
+        const bool high = r == 3 ? k % 5 == 0 : sign(k, 8 * r) == 0;
+        p.x[static_cast<size_t>(r) * p.inputs + k] = high ? 1.0f : -1.0f;
+      }
+    }
+    CheckInt8Product(form, p, 1, Epilogue::kBias);
+  }
+  {  // pairs of weights at what quantization leaves of them: 64 and 64, 127 and 1, both signs, and the inputs 0 and 255
     Problem p(512, 48, 4);
     for (int32_t k = 0; k < p.inputs; ++k) {
       for (int32_t n = 0; n < p.outputs; ++n) {
-        const bool last = k % 8 == 5 || k % 8 == 7;
-        const int level = k < 8 ? 127 : 64 - (last && n % 3 != 1) + (last && n % 3 == 2 && k % 16 == 7 ? 2 : 0);
-        const float value = static_cast<float>(level) / 127.0f;
+        const float value = k % 4 < 2 ? 0.5f : k % 2 == 0 ? 0.999f : 0.001f;
         p.weights[static_cast<size_t>(k) * p.outputs + n] = n % 2 ? -value : value;
       }
     }
@@ -159,9 +173,6 @@ inline void CheckInt8Extremes(const Form& form) {
         p.x[static_cast<size_t>(r) * p.inputs + k] = high ? 1.0f : -1.0f;
       }
     }
-    CheckInt8Product(form, p, 1, Epilogue::kBias);
-    p.outputs = 1;  // the same in a panel of its own: 255 everywhere, so that pairs are marked
-    for (int32_t k = 0; k < p.inputs; ++k) p.weights[k] = (k < 8 ? 127 : 64 - (k % 8 == 5 || k % 8 == 7)) / 127.0f;
     CheckInt8Product(form, p, 1, Epilogue::kBias);
   }
   {  // rows of zeros, of one value, with one huge value, of tiny values; columns of zeros, with one huge weight

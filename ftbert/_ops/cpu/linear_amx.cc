@@ -158,8 +158,8 @@ void Compute(const LinearJob& job) {
 
 }  // namespace
 
-const LinearOps kInt8Amx = {Isa::kAmx, kBlockRows, kColumns, false, 1, false, 128, PrepareInt8<1>, Compute<Int8Amx>};
-const LinearOps kBf16Amx = {Isa::kAmx, kBlockRows, kColumns, false, 1, false, 128, PrepareBf16, Compute<Bf16Amx>};
+const LinearOps kInt8Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareInt8, Compute<Int8Amx>};
+const LinearOps kBf16Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareBf16, Compute<Bf16Amx>};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -92,7 +92,7 @@ class Bf16LinearKernel : public LinearKernel {
 
 }  // namespace
 
-const LinearOps kBf16Portable = {Isa::kPortable, 1, kPortableColumns, true, 1, false, 64, nullptr, ComputePortable};
+const LinearOps kBf16Portable = {Isa::kPortable, 1, kPortableColumns, true, 64, nullptr, ComputePortable};
 
 namespace {
 

@@ -25,7 +25,7 @@ inline void Widen(const uint8_t* pairs, Vec* even, Vec* odd) {
 namespace ftbert {
 namespace cpu {
 
-const LinearOps kBf16Avx2 = {Isa::kAvx2, kWidenedRows, kColumns, true, 1, false, 60, nullptr, ComputeWidened};
+const LinearOps kBf16Avx2 = {Isa::kAvx2, kWidenedRows, kColumns, true, 60, nullptr, ComputeWidened};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -75,7 +75,6 @@ void ComputePortable(const LinearJob& job) {
 }
 
 // ---- Weights
-// ----------------------------------------------------------------------------------------------------------
 
 // Adding and subtracting 1.5 x 2^23 rounds |x| < 2^22 to nearest even, and compilers vectorise it for any target.
 inline float RoundSmall(float x) {
@@ -87,17 +86,19 @@ class PanelQuantizer {
  public:
   PanelQuantizer(int32_t inputs, int32_t columns)
       : inputs_(inputs), columns_(columns), kernel_(static_cast<size_t>(inputs) * columns), largest_(columns),
-        inverse_(columns), remainder_(columns) {}
+        inverse_(columns), remainder_(columns), levels_(columns) {}
 
   float* row(int32_t k) { return &kernel_[static_cast<size_t>(k) * columns_]; }
 
   // q[k][c] = round(w / scale[c]), clipped, in the layout of a packed panel whose padding is zero; sum = scale x sum of
-  // q and shift = 128 x sum of q over the inputs.
-  void Quantize(int8_t* packed, float* scale, float* sum, int32_t* shift) {
+  // q over the inputs.
+  void Quantize(bool bounds_pairs, int8_t* packed, float* scale, float* sum) {
     Measure();
+    if (bounds_pairs) MeasurePairs();
+    int32_t* levels = levels_.data();
     for (int32_t c = 0; c < columns_; ++c) scale[c] = largest_[c] / 127.0f;
     for (int32_t c = 0; c < columns_; ++c) inverse_[c] = scale[c] > 0 ? 1.0f / scale[c] : 0.0f;
-    std::fill(shift, shift + columns_, 0);
+    std::fill(levels_.begin(), levels_.end(), 0);
     std::fill(remainder_.begin(), remainder_.end(), 0.0f);
     for (int32_t k = 0; k < inputs_; ++k) {
       const float* w = row(k);
@@ -105,15 +106,12 @@ class PanelQuantizer {
       for (int32_t c = 0; c < columns_; ++c) {
         const float level = Level(w[c], inverse_[c]);
         remainder_[c] += Clipped(w[c], inverse_[c]) - level;
-        shift[c] += static_cast<int32_t>(level);
+        levels[c] += static_cast<int32_t>(level);
         to[4 * c] = static_cast<int8_t>(level);
       }
     }
-    KeepSums(packed, shift);
-    for (int32_t c = 0; c < columns_; ++c) {
-      sum[c] = scale[c] * static_cast<float>(shift[c]);
-      shift[c] *= 128;
-    }
+    KeepSums(bounds_pairs, packed);
+    for (int32_t c = 0; c < columns_; ++c) sum[c] = scale[c] * static_cast<float>(levels[c]);
   }
 
  private:
@@ -125,7 +123,7 @@ class PanelQuantizer {
 
   // Rounding leaves the sum of a column off by a few steps, and inputs with a common mean (GELU's) would see all of it.
   // So as many weights, of those that lay closest to the middle between two steps, are rounded the other way.
-  void KeepSums(int8_t* packed, int32_t* sums) {
+  void KeepSums(bool bounds_pairs, int8_t* packed) {
     for (int32_t c = 0; c < columns_; ++c) {
       const float wanted = RoundSmall(remainder_[c]);
       const int step = wanted > 0 ? 1 : -1;
@@ -136,8 +134,11 @@ class PanelQuantizer {
         const float level = Clipped(row(k)[c], inverse_[c]);
         const float rounded = RoundSmall(level);
         if ((level - rounded) * static_cast<float>(step) < closest) continue;
-        packed[(k / 4 * columns_ + c) * 4 + k % 4] = static_cast<int8_t>(rounded + static_cast<float>(step));
-        sums[c] += step;
+        int8_t* pair = packed + (k / 4 * columns_ + c) * 4 + k % 4 / 2 * 2;
+        const int turned = static_cast<int>(rounded) + step, other = pair[1 - k % 2];
+        if (bounds_pairs && turned * other > 0 && std::abs(turned + other) > kPairLimit) continue;
+        pair[k % 2] = static_cast<int8_t>(turned);
+        levels_[c] += step;
         --left;
       }
     }
@@ -154,21 +155,22 @@ class PanelQuantizer {
     }
   }
 
+  // Where two weights of one sign meet in a pair and make more than the largest alone, they set the scale: 127 steps
+  // for both, which rounding raises to kPairLimit at most.
+  void MeasurePairs() {
+    for (int32_t k = 0; k + 1 < inputs_; k += 2) {
+      const float *first = row(k), *second = row(k + 1);
+      for (int32_t c = 0; c < columns_; ++c) {
+        const float both = std::fabs(first[c] + second[c]);  // of opposite signs: less than the larger alone
+        largest_[c] = both > largest_[c] ? both : largest_[c];
+      }
+    }
+  }
+
   int32_t inputs_, columns_;
   std::vector<float> kernel_, largest_, inverse_, remainder_;
+  std::vector<int32_t> levels_;  // sums of q
 };
-
-void MarkPairs(const int8_t* weights, int32_t pairs, int32_t columns, int8_t* marks) {
-  for (int32_t pair = 0; pair < pairs; ++pair, weights += 8 * columns) {
-    bool within = true;
-    for (int32_t i = 0; i < 4 * columns; i += 2) {
-      const int8_t* first = weights + i;
-      const int8_t* second = first + 4 * columns;
-      within &= std::abs(first[0]) + std::abs(first[1]) + std::abs(second[0]) + std::abs(second[1]) <= kPairLimit;
-    }
-    marks[pair] = within;
-  }
-}
 
 class Int8LinearKernel : public LinearKernel {
  public:
@@ -180,7 +182,8 @@ class Int8LinearKernel : public LinearKernel {
   int32_t panel_columns() const override { return ops_.panel_columns; }
   int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
   size_t input_row_bytes(int32_t inputs) const override {
-    return (static_cast<size_t>(Lines(inputs, 1)) * ops_.copies + 1) * kLineBytes;
+    const int32_t lines = Lines(inputs, 1);
+    return lines * kLineBytes + (ops_.row_tail_bytes != nullptr ? ops_.row_tail_bytes(lines) : kLineBytes);
   }
   void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
                size_t stride) const override {
@@ -192,18 +195,17 @@ class Int8LinearKernel : public LinearKernel {
     if (!status.ok()) return status;
     const int32_t columns = ops_.panel_columns, inputs = packed->inputs;
     const size_t padded_columns = packed->panels.size() * columns;
-    const size_t weight_bytes = static_cast<size_t>(Lines(inputs, 1)) * kLineBytes * columns;
-    const int32_t pairs = Lines(inputs, 1) * (kLineBytes / 8);
-    packed->panel_bytes = weight_bytes + (ops_.marks_pairs ? (pairs + kLineBytes - 1) / kLineBytes * kLineBytes : 0);
+    const int32_t lines = Lines(inputs, 1);
+    packed->panel_bytes = static_cast<size_t>(lines) * kLineBytes * columns;
+    if (ops_.panel_tail_bytes != nullptr) packed->panel_bytes += ops_.panel_tail_bytes(lines);
     if (!packed->weights.Allocate(packed->panels.size() * packed->panel_bytes) ||
-        !packed->extra.Allocate(3 * padded_columns * sizeof(float))) {
+        !packed->extra.Allocate(2 * padded_columns * sizeof(float))) {
       return Status(Code::kOutOfMemory, "int8 weights of " + std::to_string(inputs) + " x " +
                     std::to_string(packed->outputs) + ": no memory for them. Free memory, or use a smaller model.");
     }
     std::memset(packed->weights.data(), 0, packed->weights.size());
     float* scale = packed->extra.as<float>();
     float* sum = scale + padded_columns;
-    int32_t* shift = packed->extra.as<int32_t>() + 2 * padded_columns;
     PanelQuantizer quantizer(inputs, columns);
     for (size_t part = 0; part < parts.size(); ++part) {
       for (int32_t p = packed->part_begin[part]; p < packed->part_begin[part + 1]; ++p) {
@@ -214,8 +216,8 @@ class Int8LinearKernel : public LinearKernel {
         }
         const size_t column = static_cast<size_t>(p) * columns;
         int8_t* to = packed->weights.as<int8_t>() + p * packed->panel_bytes;
-        quantizer.Quantize(to, scale + column, sum + column, shift + column);
-        if (ops_.marks_pairs) MarkPairs(to, pairs, columns, to + weight_bytes);
+        quantizer.Quantize(ops_.bounds_pairs, to, scale + column, sum + column);
+        if (ops_.finish_panel != nullptr) ops_.finish_panel(reinterpret_cast<uint8_t*>(to), lines);
       }
     }
     return Status();
@@ -223,12 +225,11 @@ class Int8LinearKernel : public LinearKernel {
 
   void Compute(const PackedMatrix& weight, const Tile& tile) const override {
     LinearJob job = MakeJob(weight, tile, 1, ops_.panel_columns);
-    job.scale_offset = static_cast<size_t>(job.lines) * ops_.copies * kLineBytes;
+    job.scale_offset = static_cast<size_t>(job.lines) * kLineBytes;
     const size_t padded_columns = weight.panels.size() * ops_.panel_columns;
     const size_t first = static_cast<size_t>(tile.panel_begin) * ops_.panel_columns;
     job.column_scale = weight.extra.as<float>() + first;
     job.column_sum = job.column_scale + padded_columns;
-    job.column_shift = weight.extra.as<int32_t>() + 2 * padded_columns + first;
     ops_.compute(job);
   }
 
@@ -239,7 +240,7 @@ class Int8LinearKernel : public LinearKernel {
 }  // namespace
 
 const LinearOps kInt8Portable = {
-    Isa::kPortable, 1, kPortableColumns, false, 1, false, 64, PreparePortable, ComputePortable};
+    Isa::kPortable, 1, kPortableColumns, false, 64, PreparePortable, ComputePortable};
 
 bool MachineHasAvx2Vnni() {
 #if defined(__x86_64__)

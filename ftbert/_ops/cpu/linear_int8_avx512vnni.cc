@@ -32,8 +32,8 @@ struct Int8Avx512Vnni {
 
 }  // namespace
 
-const LinearOps kInt8Avx512Vnni = {Isa::kAvx512Vnni, Int8Avx512Vnni::kRowTile, kColumns, false, 1, false, 72,
-                                   PrepareInt8<1>,   ComputeTiles<Int8Avx512Vnni>};
+const LinearOps kInt8Avx512Vnni = {Isa::kAvx512Vnni, Int8Avx512Vnni::kRowTile, kColumns, false, 72,
+                                   PrepareInt8,   ComputeTiles<Int8Avx512Vnni>};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -2,10 +2,9 @@
 // they are four u8 or two bf16, so both precisions have one layout, one register tile and one border to the instruction
 // sets.
 //
-// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ] x copies [ RowScale, int8 only, in a line of its
-// own ] Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
-//                groups are padded with zeros to whole lines, columns to panel_columns;
-//                after it, if the form marks_pairs, a byte for each two groups: 1 where kPairLimit holds
+// Prepared row:  [ inputs, zero-padded to whole lines of 64 bytes ][ int8: RowScale in a line, or what the form wants ]
+// Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
+//                groups are padded with zeros to whole lines, columns to panel_columns; then what the form wants
 //
 // The functions of an instruction set take plain pointers (LinearJob), so that no file compiled for more than the
 // baseline instantiates a template of the standard library.
@@ -33,10 +32,9 @@ static inline int32_t Lines(int32_t inputs, int32_t bytes_per_input) {
   return (inputs * bytes_per_input + kLineBytes - 1) / kLineBytes;
 }
 
-// Two groups of inputs are marked if, in every column of the panel, the magnitudes of the four weights that one 16-bit
-// lane meets (bytes 0 and 1 of both groups, bytes 2 and 3 of both) add up to this at most: 128 times it still fits 16
-// bits.
-constexpr int kPairLimit = 255;
+// Where LinearOps::bounds_pairs: weights of one sign in bytes 0 and 1 of a group, and in bytes 2 and 3, add up to this
+// at most. 255 times it still fits 16 bits.
+constexpr int kPairLimit = 128;
 
 // One Tile without standard library types. Arrays begin at the tile's first panel.
 struct LinearJob {
@@ -44,16 +42,15 @@ struct LinearJob {
   size_t in_stride = 0;  // bytes
   int32_t rows = 0;
   int32_t inputs = 0;     // K
-  int32_t lines = 0;      // of one copy of a row's inputs
+  int32_t lines = 0;      // of a row's inputs
   size_t scale_offset = 0;  // of the RowScale in a row
   const uint8_t* weights = nullptr;
   size_t panel_bytes = 0;
   const Panel* panels = nullptr;
   int32_t panel_count = 0;
-  const float* bias = nullptr;              // panel_count x panel_columns, as the next three
+  const float* bias = nullptr;              // panel_count x panel_columns, as the next two
   const float* column_scale = nullptr;      // int8: s, a weight is s * q
   const float* column_sum = nullptr;        // int8: s * sum of q over the inputs
-  const int32_t* column_shift = nullptr;    // int8: 128 * sum of q, for the kernels that take the inputs as u8 - 128
   Epilogue epilogue = Epilogue::kBias;
   float* out = nullptr;                     // columns count from Panel::column
   ptrdiff_t out_stride = 0;
@@ -67,18 +64,21 @@ struct LinearOps {
   int32_t row_tile;
   int32_t panel_columns;
   bool takes_floats;  // true: reads the fp32 rows themselves, there is no prepared form
-  int32_t copies;     // of the inputs in a prepared row, one after the other; 2: the second holds what the form wants
-  bool marks_pairs;   // int8: see kPairLimit
   // Rows of the block that one thread takes at a time. The block's inputs, its feed-forward intermediate and one panel
   // share the second-level cache.
   int32_t block_rows;
   void (*prepare)(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride);
   void (*compute)(const LinearJob& job);
+  // int8 forms without a 32-bit dot product:
+  bool bounds_pairs = false;                                            // see kPairLimit
+  size_t (*panel_tail_bytes)(int32_t lines) = nullptr;                  // kept behind a panel's weights
+  void (*finish_panel)(uint8_t* panel, int32_t lines) = nullptr;        // fills that tail
+  size_t (*row_tail_bytes)(int32_t lines) = nullptr;                    // behind a row's inputs, RowScale first
 };
 
 // int8. Every form gives the same integer sums; they differ in the last bits of the fp32 epilogue at most.
 extern const LinearOps kInt8Portable;
-extern const LinearOps kInt8Avx2;        // vpmaddubsw on |inputs| and weights of their sign: exact, see there
+extern const LinearOps kInt8Avx2;        // vpmaddubsw, exact, on weights whose pairs are bounded
 extern const LinearOps kInt8Avx2Vnni;    // AVX-VNNI, of processors without AVX-512
 extern const LinearOps kInt8Avx512Vnni;
 extern const LinearOps kInt8Amx;

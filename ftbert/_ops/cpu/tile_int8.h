@@ -26,7 +26,6 @@ struct Int8Columns {
 
 // Two passes over each row: its range, then its bytes. Only multiplications, subtractions and rounding: every
 // instruction set gives the same bytes.
-template <int kCopies>
 void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride) {
   const int32_t padded = Lines(inputs, 1) * kLineBytes;
   const int32_t whole = inputs / kLanes * kLanes;
@@ -55,7 +54,7 @@ void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inp
       StoreBytes(prepared + whole, Mul(Sub(LoadPartial(in + whole, inputs - whole), offset), inverse));
     }
     std::memset(prepared + inputs, 0, padded - inputs);
-    std::memcpy(prepared + kCopies * padded, &scale, sizeof(scale));
+    std::memcpy(prepared + padded, &scale, sizeof(scale));
   }
 }
 
