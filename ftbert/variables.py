@@ -1,6 +1,7 @@
 """BERT's variables in plain TensorFlow: their names and shapes, how they are made, how a checkpoint fills them."""
 
 import collections
+import zlib
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -97,6 +98,7 @@ def create_variables(
     initializer_range: float = 0.02,
     trainable: bool = True,
     scope: Optional[str] = None,
+    seed: Optional[int] = None,
 ) -> "collections.OrderedDict[str, Any]":
     """The float32 variables of `specs` in the current graph and variable scope (whose reuse policy holds).
 
@@ -105,15 +107,19 @@ def create_variables(
         initializer_range: standard deviation of the "normal" ones.
         trainable: whether optimizers see them.
         scope: takes the place of "bert" in the graph's names.
+        seed: with it a variable's first values depend on (seed, name) and the graph's seed alone, not on what else the
+            graph holds.
 
     Returns:
         name in `specs` -> variable.
     """
-    initializers = {
-        "normal": tf.truncated_normal_initializer(stddev=initializer_range),
-        "zeros": tf.zeros_initializer(),
-        "ones": tf.ones_initializer(),
-    }
+
+    def initializer(name: str, kind: str) -> Any:
+        if kind == "normal":
+            own = None if seed is None else (seed + zlib.crc32(name.encode("utf-8"))) % (1 << 31)
+            return tf.truncated_normal_initializer(stddev=initializer_range, seed=own)
+        return tf.zeros_initializer() if kind == "zeros" else tf.ones_initializer()
+
     return collections.OrderedDict(
         (
             name,
@@ -121,7 +127,7 @@ def create_variables(
                 (scope + name[len("bert") :]) if scope and name.startswith("bert/") else name,
                 list(spec.shape),
                 tf.float32,
-                initializer=initializers[spec.initializer],
+                initializer=initializer(name, spec.initializer),
                 trainable=trainable,
                 use_resource=True,
             ),

@@ -199,6 +199,21 @@ def test_overflow_is_refused_unless_allowed(tmp_path):
     assert to_bf16(source, str(tmp_path / "c.ckpt")).overflows == 0
 
 
+def test_float16_is_numpys_bit_for_bit():
+    """Every upper half of a float32, with lower halves around each tie and some drawn ones."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    lower = [0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x2FFF, 0x3000, 0x3001, 0xEFFF, 0xF000, 0xF001, 0xFFFF]
+    for low in lower + np.random.RandomState(0).randint(0, 1 << 16, 20).tolist():
+        values = (upper | np.uint32(low)).view(np.float32)
+        with np.errstate(all="ignore"):
+            expected = values.astype(np.float16)
+        # Parts with and without values that are infinite or not numbers go different ways.
+        for part in (slice(None), np.abs(values) < 65520):
+            rounded, tensor = measure_rounding("w", values[part], "float16")
+            assert rounded.tobytes() == expected[part].tobytes(), hex(low)
+            assert tensor.largest_error < 1
+
+
 def test_bfloat16_rounds_to_nearest_even():
     draw = np.random.RandomState(0)
     bits = draw.randint(0, 1 << 32, 200000, dtype=np.uint64).astype(np.uint32)

@@ -81,6 +81,13 @@ def test_loss_and_gradients_are_those_of_one_device(start, devices, rows, option
     several.close()
 
 
+def test_new_weights_depend_on_the_seed_and_not_on_the_devices(start):
+    several = build(3)
+    for name, value in several.read(several.variables):
+        assert np.array_equal(value, start[name]), name
+    several.close()
+
+
 def test_micro_batches_add_up_on_several_devices(start):
     whole, parts = build(1, start), build(2, start, accumulation=2)
     rows = batch(8)

@@ -21,6 +21,7 @@ class Replicas:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = tuple(devices)
         self._strategy: Any = None
+        self._per_replica: Any = None
         if len(self.devices) > 1:
             # Named here because the strategy's own choice starts up every device of the machine to look at them.
             nccl = "gpu" in self.devices[0].lower()
@@ -59,7 +60,6 @@ class Replicas:
         """What `build` (device's index -> (something, gradients)) makes on every device."""
         if self._strategy is None:
             with self.on(0):
-                self._per_replica = None
                 return [build(0)]
         made: Dict[int, Tuple[Any, List[Any]]] = {}
 

@@ -85,7 +85,7 @@ class UpdateGraph:
         with self._graph.as_default():
             tf.set_random_seed(seed)
             self._replicas = Replicas(machine.devices)
-            self._copies = self._replicas.create(lambda: create_variables(specs, config.initializer_range))
+            self._copies = self._replicas.create(lambda: create_variables(specs, config.initializer_range, seed=seed))
             self.variables = self._copies[0]
             with self._replicas.on(0):
                 self._make_inputs()
