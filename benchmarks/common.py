@@ -41,12 +41,12 @@ def make_model(folder: str, config: Optional[Dict[str, Any]] = None, num_labels:
 
     Does nothing where the folder is there already. Returns the folder.
     """
-    from safetensors.numpy import save_file
-
     config = dict(config or BASE)
     target = os.path.join(folder, "model.safetensors")
     if os.path.exists(target):
         return folder
+    from safetensors.numpy import save_file
+
     os.makedirs(folder, exist_ok=True)
     config["num_labels"] = num_labels
     config["id2label"] = {str(i): "label_%d" % i for i in range(num_labels)}

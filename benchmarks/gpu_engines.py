@@ -4,7 +4,6 @@ An engine is a function of (Model, works) that yields (work, run): run() goes on
 logits in host memory and returns [(rows, logits), ...], which together answer each row of the work.
 """
 
-import os
 from typing import Any, Dict, List, NamedTuple
 
 import numpy as np
@@ -187,7 +186,9 @@ def torch_packed(compiled, graphed):
         import torch
 
         with torch.inference_mode():
-            net = fill_packed(packed_torch_bert(model.sizes), model.weights).to("cuda", torch.float16).eval()
+            with torch.device("cuda"):
+                net = packed_torch_bert(model.sizes)
+            net = fill_packed(net, model.weights).to("cuda", torch.float16).eval()
             for work in works:
                 call = torch.compile(net, mode="max-autotune-no-cudagraphs", dynamic=False) if compiled else net
                 steps = [torch_step(work, rows, call, graphed) for rows in packed_groups(work)]
@@ -234,9 +235,9 @@ def transformers_net(model, dtype):
     from transformers import BertForSequenceClassification
 
     sizes = {key: model.sizes[key] for key in CONFIG_KEYS + ("max_position_embeddings", "layer_norm_eps")}
-    net = BertForSequenceClassification(
-        TheirConfig(num_labels=LABELS, hidden_act="gelu_pytorch_tanh", attn_implementation="sdpa", **sizes)
-    )
+    config = TheirConfig(num_labels=LABELS, hidden_act="gelu_pytorch_tanh", attn_implementation="sdpa", **sizes)
+    with torch.device("cuda"):
+        net = BertForSequenceClassification(config)
     names = huggingface_names(model.sizes["num_hidden_layers"])
     state = {
         source.name: torch.from_numpy(np.ascontiguousarray(array.T) if source.transposed else array)
@@ -292,14 +293,17 @@ def whole(work, parts: List[Any]) -> np.ndarray:
 
 def onnxruntime(packing):
     """Its CUDA provider on the fused fp16 graph: in a CUDA graph for each shape; or, with `packing`, without padding
-    inside (PackedAttention), which a CUDA graph cannot hold."""
+    inside (PackedAttention), which a CUDA graph cannot hold and which changes nothing where no row is padded."""
 
     def make(model, works):
         import onnxruntime as ort
+        import torch  # noqa: F401 - brings the CUDA libraries that the provider needs, wherever they are installed
         from onnx_bert import fused_bert
 
-        if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls(directory=os.environ.get("FTBERT_BENCH_CUDA_LIBS", ""))
+        if packing:
+            works = [work for work in works if np.ptp(work.lengths)]
+        if not works:
+            return
         options = {"enable_cuda_graph": "0" if packing else "1"}
         session = ort.InferenceSession(
             fused_bert(model.sizes, model.weights, half=True, packing=packing).SerializeToString(),
