@@ -4,7 +4,7 @@ from typing import Dict, List, Optional, Union
 
 import typer
 
-from ftbert.commands.predicting import DEVICE, PRECISION, THREADS
+from ftbert.commands.predicting import DEVICES, PRECISION, THREADS, devices_of
 from ftbert.errors import ConfigError
 
 __all__ = ["register"]
@@ -21,7 +21,7 @@ def serve(
         "127.0.0.1", help="Address to listen on; the default is reachable from this machine alone."
     ),
     port: int = typer.Option(8000, help="TCP port; 0 takes a free one."),
-    device: str = DEVICE,
+    device: str = DEVICES,
     precision: str = PRECISION,
     threads: Optional[int] = THREADS,
     runtime: str = typer.Option("direct", help="direct (no TensorFlow), session or tensorflow."),
@@ -50,7 +50,7 @@ def serve(
     options = ServeOptions(
         host=host,
         port=port,
-        device=device,
+        **devices_of(device),
         precision=precision,
         threads=threads,
         runtime=runtime,

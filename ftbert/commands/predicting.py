@@ -16,8 +16,20 @@ __all__ = ["register"]
 
 MODEL = typer.Argument(..., help="A model folder: ours, google-research/bert's, run_classifier's or Hugging Face's.")
 DEVICE = typer.Option("auto", help="auto, cpu, cuda or cuda:<index>.")
+DEVICES = typer.Option(
+    "auto", "--device", help="auto, cpu, cuda, cuda:<index>; all, or several with commas: a copy of the model on each."
+)
 PRECISION = typer.Option("auto", help="auto, fp32, bf16, fp16, int8 or fp8.")
 THREADS = typer.Option(None, help="CPU threads; left out: what the process may use.")
+
+
+def devices_of(device: str) -> Dict[str, Any]:
+    """The option --device as arguments of `FastBertClassifier.load`."""
+    if device == "all":
+        return {"devices": "all"}
+    if "," in device:
+        return {"devices": [name.strip() for name in device.split(",")]}
+    return {"device": device}
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +53,7 @@ def predict(
     max_length: Optional[int] = typer.Option(None, help="Longest row in tokens; left out: the model's."),
     truncation: Optional[str] = typer.Option(None, help="error, head, tail or head+tail; left out: the model's."),
     batch_tokens: Optional[int] = typer.Option(None, help="Tokens in one batch; left out: what suits the device."),
-    device: str = DEVICE,
+    device: str = DEVICES,
     precision: str = PRECISION,
     threads: Optional[int] = THREADS,
     runtime: str = typer.Option("direct", help="direct, session or tensorflow."),
@@ -62,7 +74,7 @@ def predict(
     pairs = pair_column is not None
     with FastBertClassifier.load(
         model,
-        device=device,
+        **devices_of(device),
         precision=precision,
         max_length=max_length,
         truncation=truncation,
@@ -147,7 +159,7 @@ def demo(
 
 def bench(
     model: str = MODEL,
-    device: str = DEVICE,
+    device: str = DEVICES,
     precision: str = PRECISION,
     threads: Optional[int] = THREADS,
     runtime: str = typer.Option("direct", help="direct, session or tensorflow."),
@@ -162,7 +174,7 @@ def bench(
     from ftbert.predictor import FastBertClassifier
 
     with FastBertClassifier.load(
-        model, device=device, precision=precision, threads=threads, runtime=runtime
+        model, **devices_of(device), precision=precision, threads=threads, runtime=runtime
     ) as classifier:
         records = measure_model(classifier, seconds)
         name = classifier.engine

@@ -32,7 +32,8 @@ def deployment(
         target_requests: requests under way at a replica that the autoscaling aims at. A replica batches what it has,
             so this is also the batch size that it works with under load.
         upscale_delay_s: how long the load must last before a replica is added.
-        num_cpus, num_gpus: of one replica. On CPUs a replica uses `num_cpus` threads.
+        num_cpus, num_gpus: of one replica. On CPUs it uses `num_cpus` threads; with several cards it holds a copy of the
+            model on each.
         max_requests: requests that a replica may have under way; more wait at the caller.
         ray_options: further arguments of `ray.serve.deployment`.
         options: fields of `ServeOptions` (limits, precision, batching).
@@ -50,6 +51,10 @@ def deployment(
     if num_gpus == 0:
         options.setdefault("device", "cpu")
         options.setdefault("threads", max(1, int(num_cpus)))
+    elif num_gpus > 1:
+        options.setdefault("devices", "all")  # Ray shows a replica its own cards alone
+    elif "devices" not in options:
+        options.setdefault("device", "cuda")  # never the CPU in silence, on a node whose card cannot be used
     settings = ServeOptions(**options)
     scaling = {
         "min_replicas": min_replicas,
@@ -79,6 +84,7 @@ class _Replica:
         predictor = FastBertClassifier.load(
             model,
             device=options.device,
+            devices=options.devices,
             precision=options.precision,
             max_length=options.max_length,
             truncation=options.truncation,

@@ -11,9 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route
 
 from ftbert import __version__
+from ftbert.errors import FtbertError
 from ftbert.prediction import scores_from_logits
 from ftbert.serving import classify, infer, openapi, page
-from ftbert.serving.http import JSON, Endpoint, Reply, Request, json_reply, problem_reply, send_reply
+from ftbert.serving.http import JSON, Bodies, Endpoint, Reply, Request, json_reply, problem_reply, send_reply
 from ftbert.serving.metrics import Metrics
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Problem
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _OCTETS = "application/octet-stream"
+
+_PROBE_SECONDS = 5.0
+
+_BODIES = 128  # of the largest size that may be in memory at a time; most are a thousandth of that
 
 
 def create_app(
@@ -98,9 +103,10 @@ class _Handlers:
 
     def routes(self) -> List[BaseRoute]:
         made: List[BaseRoute] = []
+        bodies = Bodies(_BODIES * self._options.max_body_bytes)
 
         def add(path: str, name: str, handler: Any, methods: Tuple[str, ...] = ("GET",), **settings: Any) -> None:
-            endpoint = Endpoint(name, handler, self._options, self._metrics, **settings)
+            endpoint = Endpoint(name, handler, self._options, self._metrics, bodies, **settings)
             made.append(Route(path, endpoint, methods=list(methods)))
 
         takes_json = {"methods": ("POST",), "content_types": (JSON,), "needs_type": True}
@@ -132,7 +138,8 @@ class _Handlers:
         model = self._model(request)
         parsed = classify.parse_predict(request.body, self._options)
         truncation = classify.truncation_of(parsed.truncate, parsed.truncation, model.truncation)
-        answer = await request.answer(self._table.submit(model, parsed.texts, LOGITS, truncation))
+        model, ticket = self._table.submit(model, parsed.texts, LOGITS, truncation)
+        answer = await request.answer(ticket)
         scores = answer.values
         if not parsed.raw_scores:
             classify.finite(scores)
@@ -144,7 +151,8 @@ class _Handlers:
         model = self._model(request)
         parsed = classify.parse_embed(request.body, self._options)
         truncation = classify.truncation_of(parsed.truncate, parsed.truncation, model.truncation)
-        answer = await request.answer(self._table.submit(model, parsed.texts, parsed.pooling, truncation))
+        _, ticket = self._table.submit(model, parsed.texts, parsed.pooling, truncation)
+        answer = await request.answer(ticket)
         return Reply(
             classify.render_embeddings(answer.values, parsed.normalize), headers=_timings(request, answer, parsed.texts)
         )
@@ -157,7 +165,8 @@ class _Handlers:
     async def v2_infer(self, request: Request) -> Reply:
         model = self._model(request)
         parsed = infer.parse_infer(request.body, request.header(b"inference-header-content-length"), self._options)
-        answer = await request.answer(self._table.submit(model, parsed.texts, LOGITS, None))
+        model, ticket = self._table.submit(model, parsed.texts, LOGITS, None)
+        answer = await request.answer(ticket)
         body, json_length = infer.render_infer(model, parsed, answer)
         timings = _timings(request, answer, parsed.texts)
         if json_length is None:
@@ -172,8 +181,7 @@ class _Handlers:
 
     async def v2_model_ready(self, request: Request) -> Reply:
         model = self._model(request)
-        if self._table.draining:
-            raise Problem(503, "Unhealthy", "The server is shutting down.", {"Retry-After": "1"})
+        await self._check_ready(model)
         return json_reply({"name": model.name, "ready": True})
 
     # The server itself
@@ -182,9 +190,21 @@ class _Handlers:
         return json_reply({"status": "alive", "live": True})
 
     async def ready(self, request: Request) -> Reply:
+        for name in self._table.names:
+            model = self._table.get(name)
+            assert model is not None
+            await self._check_ready(model)
+        return json_reply({"status": "ready", "ready": True})
+
+    async def _check_ready(self, model: ServedModel) -> None:
+        """An engine that failed last is asked again: nobody else asks once a balancer has taken the server out."""
         if self._table.draining:
             raise Problem(503, "Unhealthy", "The server is shutting down.", {"Retry-After": "1"})
-        return json_reply({"status": "ready", "ready": True})
+        if model.queue.failed_batches:
+            try:
+                await self._table.probe(model).result_async(_PROBE_SECONDS)
+            except FtbertError as error:
+                raise Problem(503, "Unhealthy", "The engine of model %s fails." % model.name) from error
 
     async def metrics(self, request: Request) -> Reply:
         return Reply(self._metrics.render(), "text/plain; version=0.0.4; charset=utf-8")

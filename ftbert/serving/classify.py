@@ -5,7 +5,8 @@ members are lists of one string or two; one input gives one array of {score, lab
 of such arrays.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+import functools
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import orjson
@@ -26,6 +27,8 @@ __all__ = [
     "render_predictions",
     "truncation_of",
 ]
+
+_FEW_ROWS = 2  # up to here building dicts is quicker
 
 _DIRECTIONS = {"right": "head", "left": "tail"}  # which end is cut off -> which end is kept
 
@@ -131,9 +134,34 @@ def render_predictions(scores: np.ndarray, labels: Sequence[str], single: bool) 
         scores: (B, C) float32.
     """
     finite(scores)
-    order = np.argsort(-scores, axis=1, kind="stable").tolist()
-    rows = [[{"score": row[index], "label": labels[index]} for index in indices] for row, indices in zip(scores, order)]
+    order = np.argsort(-scores, axis=1, kind="stable")
+    if len(scores) > _FEW_ROWS:
+        return _render_many(scores, order, _label_ends(tuple(labels)))
+    rows = [
+        [{"score": row[index], "label": labels[index]} for index in indices]
+        for row, indices in zip(scores, order.tolist())
+    ]
     return orjson.dumps(rows[0] if single else rows, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+_NEXT, _NEXT_ROW = b',{"score":', b',[{"score":'
+
+
+@functools.lru_cache(maxsize=64)
+def _label_ends(labels: Tuple[str, ...]) -> List[bytes]:
+    """What stands between a score and the next: for each label, and again for each as the last of its row."""
+    ends = [b',"label":' + orjson.dumps(label) + b"}" for label in labels]
+    return [end + _NEXT for end in ends] + [end + b"]" + _NEXT_ROW for end in ends]
+
+
+def _render_many(scores: np.ndarray, order: np.ndarray, ends: List[bytes]) -> bytes:
+    """The same bytes as from dicts, put together from the scores as one array: half the time for many rows."""
+    numbers = orjson.dumps(np.take_along_axis(scores, order, 1).ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
+    order[:, -1] += scores.shape[1]
+    parts = [b""] * (2 * order.size)
+    parts[0::2] = numbers[1:-1].split(b",")
+    parts[1::2] = map(ends.__getitem__, order.ravel().tolist())
+    return b"[" + _NEXT_ROW[1:] + b"".join(parts)[: -len(_NEXT_ROW)] + b"]"
 
 
 def render_embeddings(values: np.ndarray, normalize: bool) -> bytes:

@@ -2,8 +2,10 @@
 
 import asyncio
 import hmac
+import json
 import logging
 import time
+import urllib.parse
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import orjson
@@ -16,7 +18,7 @@ from ftbert.serving.ticket import Answer, Ticket
 if TYPE_CHECKING:
     from ftbert.serving.metrics import Metrics
 
-__all__ = ["WATCHED", "Endpoint", "Reply", "Request", "json_reply", "problem_reply", "send_reply"]
+__all__ = ["WATCHED", "Bodies", "Endpoint", "Reply", "Request", "json_reply", "problem_reply", "send_reply"]
 
 _log = logging.getLogger("ftbert.serving")
 
@@ -40,12 +42,24 @@ def json_reply(value: Any, status: int = 200) -> Reply:
     return Reply(orjson.dumps(value), status=status)
 
 
+class Bodies:
+    """Bytes of bodies that requests under way hold: thousands of clients could each send the largest one allowed."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+
 class Request:
     """What a handler sees of one HTTP request."""
 
-    __slots__ = ("_receive", "body", "headers", "options", "path_params", "scope", "started")
+    __slots__ = ("_bodies", "_held", "_receive", "body", "headers", "options", "path_params", "scope", "started")
 
-    def __init__(self, scope: Dict[str, Any], receive: Callable[[], Awaitable[Any]], options: ServeOptions) -> None:
+    def __init__(
+        self, scope: Dict[str, Any], receive: Callable[[], Awaitable[Any]], options: ServeOptions, bodies: Bodies
+    ) -> None:
+        self._bodies = bodies
+        self._held = 0
         self.scope = scope
         self.headers: Dict[bytes, bytes] = dict(scope["headers"])
         self.path_params: Dict[str, Any] = scope.get("path_params", {})
@@ -69,7 +83,7 @@ class Request:
         if self.headers.get(b"content-encoding", b"identity") != b"identity":
             raise Problem(415, "Validation", "Content-Encoding: expected none; send the body uncompressed.", close=True)
         declared = self.headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > limit:
+        if not declared.isdigit() or len(declared) > 18 or int(declared) > limit:
             shown = declared[:20].decode("latin-1")
             raise Problem(
                 413, "Validation", "Expected a body of at most %d bytes, got %s." % (limit, shown), close=True
@@ -77,20 +91,36 @@ class Request:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        if not message.get("more_body"):
-            self.body = message.get("body", b"")
-        else:
-            chunks = bytearray(message.get("body", b""))
+        self.body = message.get("body", b"")
+        self._hold(len(self.body))
+        if message.get("more_body"):
+            chunks = bytearray(self.body)
             while message.get("more_body"):
                 if len(chunks) > limit:
                     break
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     raise Disconnected
-                chunks += message.get("body", b"")
+                chunk = message.get("body", b"")
+                self._hold(len(chunk))
+                chunks += chunk
             self.body = bytes(chunks)
         if len(self.body) > limit:
             raise Problem(413, "Validation", "Expected a body of at most %d bytes." % limit, close=True)
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._bodies.held += size
+        if self._bodies.held > self._bodies.limit:
+            raise Problem(
+                429, "Overloaded", "The requests under way hold %d bytes already. Try again later." % self._bodies.limit,
+                {"Retry-After": "1"}, close=True,
+            )  # fmt: skip
+
+    def let_go(self) -> None:
+        """Gives back what the body held."""
+        self._bodies.held -= self._held
+        self._held = 0
 
     async def answer(self, ticket: Ticket) -> Answer:
         """Waits for the queue's answer, the request's deadline or the client's going away, whichever comes first."""
@@ -135,6 +165,7 @@ class Endpoint:
     Args:
         name: the route in metrics.
         handler: Request -> Reply; FtbertErrors and Problems that it raises are answered as such.
+        bodies: shared by all routes.
         guarded: needs the bearer token when there is one.
         content_types: what a body may be; empty: no body is read.
         needs_type: a body without Content-Type is refused.
@@ -147,6 +178,7 @@ class Endpoint:
         handler: Callable[[Request], Awaitable[Reply]],
         options: ServeOptions,
         metrics: "Metrics",
+        bodies: Bodies,
         guarded: bool = True,
         content_types: Tuple[str, ...] = (),
         needs_type: bool = False,
@@ -156,6 +188,7 @@ class Endpoint:
         self._handler = handler
         self._options = options
         self._metrics = metrics
+        self._bodies = bodies
         self._token = options.token.encode("ascii") if options.token and guarded else None
         self._content_types = content_types
         self._needs_type = needs_type
@@ -164,7 +197,13 @@ class Endpoint:
         self._good = metrics.requests.labels(name, "200")
 
     async def __call__(self, scope: Dict[str, Any], receive: Any, send: Any) -> None:
-        request = Request(scope, receive, self._options)
+        request = Request(scope, receive, self._options, self._bodies)
+        try:
+            await self._answer(request, send)
+        finally:
+            request.let_go()
+
+    async def _answer(self, request: Request, send: Any) -> None:
         close = False
         try:
             if self._token is not None:
@@ -178,7 +217,7 @@ class Endpoint:
         except (Problem, FtbertError) as error:
             problem = error if isinstance(error, Problem) else problem_from(error)
             if problem.status == 424:
-                _log.error("%s: %s", self._name, problem.message)
+                _log.error("%s: %s", self._name, error)  # what the engine said, which holds no text
             close = problem.close
             self._metrics.errors.labels(problem.kind).inc()
             reply = problem_reply(problem, self._flat_errors)
@@ -195,12 +234,14 @@ class Endpoint:
             self._metrics.requests.labels(self._name, str(reply.status)).inc()
         if self._options.log_requests:
             self._write_log(request, reply.status, seconds)
-        await send_reply(reply, send, scope["method"], close)
+        await send_reply(reply, send, request.scope["method"], close)
 
     def _write_log(self, request: Request, status: int, seconds: float) -> None:
-        line = "%s %s %d %.1f ms" % (request.scope["method"], request.scope["path"], status, seconds * 1000)
+        # What a client sends must not make lines of its own in the log: the path is quoted, the body a JSON string.
+        path = urllib.parse.quote(request.scope["path"])
+        line = "%s %s %d %.1f ms" % (request.scope["method"], path, status, seconds * 1000)
         if self._options.log_texts:
-            line += " %s" % request.body.decode("utf-8", "replace")
+            line += " %s" % json.dumps(request.body.decode("utf-8", "replace"), ensure_ascii=False)
         _log.info("%s", line)
 
 

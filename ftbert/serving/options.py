@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Optional
+from typing import Optional, Sequence, Union
 
 from ftbert.errors import ConfigError
 
@@ -33,8 +33,8 @@ class ServeOptions:
     Attributes:
         host: address to listen on. The default is reachable from this machine alone.
         port: TCP port; 0 takes a free one.
-        device, precision, threads, max_length, truncation, runtime: as `FastBertClassifier.load`. The default runtime
-            never imports TensorFlow.
+        device, devices, precision, threads, max_length, truncation, runtime: as `FastBertClassifier.load`. The default
+            runtime never imports TensorFlow.
         batch_tokens, max_wait_ms, max_queue_texts: as `BatchingPredictor`.
         pooling: what `/embed` returns unless the request says otherwise: "pooled", "first" or "mean".
         max_body_bytes: bytes of a request's body.
@@ -54,6 +54,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     device: str = "auto"
+    devices: Union[str, Sequence[str], None] = None
     precision: str = "auto"
     threads: Optional[int] = None
     max_length: Optional[int] = None

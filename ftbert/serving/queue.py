@@ -10,6 +10,7 @@ short and long texts costs nothing.
 """
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, List, Optional, Sequence
 import numpy as np
 
 from ftbert.batching import PackedBatch
-from ftbert.errors import ClosedError, ConfigError, InputError, OutOfMemoryError, OverloadedError
-from ftbert.serving.ready import ReadyTickets, Slice, join
-from ftbert.serving.ticket import QueueObserver, Ticket
+from ftbert.errors import ClosedError, ConfigError, EngineError, InputError, OutOfMemoryError, OverloadedError
+from ftbert.serving.ready import ReadyTickets, Slice, join, least_tokens
+from ftbert.serving.ticket import QueueObserver, Ticket, wake
 from ftbert.tokenization import Text, check_texts
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _TURN_CHARACTERS = 65536
 
 LOGITS = "logits"
 
+_log = logging.getLogger("ftbert.serving")
+
 
 class BatchingPredictor:
     """A queue in front of a `FastBertClassifier`, for threads and for coroutines.
@@ -42,11 +45,14 @@ class BatchingPredictor:
     Args:
         predictor: the loaded model; closed by `close()`.
         batch_tokens: T at most in one run of the engine (a longer row runs alone). None: the predictor's own. On a CPU
-            a batch takes half of what waits, between 256 tokens a thread (512 in all) and this.
+            a batch takes half of what waits, between 128 tokens a thread (256 in all) and this.
         max_wait_ms: how long a text may wait for others to share its batch while the engine is idle.
         max_queue_texts: texts that may wait; one more raises OverloadedError.
         workers: batches in the engine at a time. None: one for a CPU, two for each card, so that none waits for Python.
         observer: told of every turn, batch and wait.
+
+    Attributes:
+        failed_batches: batches that the engine failed at since it last ran one.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -84,9 +90,10 @@ class BatchingPredictor:
         self._to_run = threading.Condition(self._mutex)
         self._waiting: Deque[Ticket] = deque()
         self._tokenizing = 0  # tickets between the two queues
-        self._ready = ReadyTickets(self.batch_tokens, _least_tokens(predictor), self.max_wait)
+        self._ready = ReadyTickets(self.batch_tokens, least_tokens(predictor), self.max_wait)
         self._queued_texts = 0  # submitted and not yet handed to the engine
         self._texts_per_second = 0.0
+        self.failed_batches = 0
         self._closing = False
         self._threads = [threading.Thread(target=self._tokenizer_loop, name="ftbert-tokenizer", daemon=True)]
         for index in range(workers):
@@ -175,7 +182,7 @@ class BatchingPredictor:
             for ticket in left:
                 ticket.fail(ClosedError("The predictor was closed before this text was reached."))
             self._queued_texts = 0
-        _wake(left)
+        wake(left)
         if not any(thread.is_alive() for thread in self._threads):
             self.predictor.close()
 
@@ -250,7 +257,7 @@ class BatchingPredictor:
                     else:
                         self._ready.add(ticket)
                 self._to_run.notify_all()
-            _wake(done)
+            wake(done)
 
     def _take_turn(self) -> List[Ticket]:
         turn: List[Ticket] = []
@@ -334,6 +341,7 @@ class BatchingPredictor:
         seconds = time.perf_counter() - began
         done: List[Ticket] = []
         with self._mutex:  # several workers may hold rows of one call
+            self.failed_batches = self.failed_batches + 1 if isinstance(error, EngineError) else 0
             row = 0
             for ticket, first, end in slices:
                 if ticket.abandoned:
@@ -355,9 +363,9 @@ class BatchingPredictor:
             self._observer.ran(batch.num_rows, batch.num_tokens, seconds)
             for ticket in done:
                 self._observer.waited(ticket.queue_seconds)
-        _wake(done)
+        wake(done)
 
-    def _values(self, batch: PackedBatch, want: str) -> np.ndarray:
+    def _values(self, batch: PackedBatch, want: str, again: bool = False) -> np.ndarray:
         try:
             if want == LOGITS:
                 return self.predictor.predict_ids(batch)
@@ -370,30 +378,9 @@ class BatchingPredictor:
             return np.concatenate(
                 [self._values(batch.take(rows[:half]), want), self._values(batch.take(rows[half:]), want)]
             )
-
-
-def _least_tokens(predictor: "FastBertClassifier") -> int:
-    """Tokens below which a batch would use the device badly: a card takes all that waits."""
-    if any(device.startswith("cuda") for device in predictor.devices):
-        return predictor.batch_tokens
-    return max(512, 256 * sum(int(engine.get("threads", 1)) for engine in predictor.describe()))
-
-
-def _wake(tickets: List[Ticket]) -> None:
-    """Wakes the callers of answered tickets: threads one by one, every event loop with a single call."""
-    by_loop: Dict[asyncio.AbstractEventLoop, List["asyncio.Future[None]"]] = {}
-    for ticket in tickets:
-        if ticket.loop is not None:
-            by_loop.setdefault(ticket.loop, []).append(ticket.future)
-        ticket.release()
-    for loop, futures in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, futures)
-        except RuntimeError:
-            pass  # the loop was closed: nobody waits there any more
-
-
-def _resolve(futures: List["asyncio.Future[None]"]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+        except EngineError as error:
+            if again or len(self.predictor.devices) == 1:
+                raise
+            # The predictor leaves a device that failed alone: no caller notices as long as another works.
+            _log.error("%s. The batch runs again on another device.", error)
+            return self._values(batch, want, again=True)

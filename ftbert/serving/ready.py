@@ -1,14 +1,17 @@
 """Tokenized calls that wait for the engine, and how a batch is cut out of them; guarded by the queue's mutex."""
 
 from collections import deque
-from typing import Deque, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from ftbert.batching import PackedBatch
 from ftbert.serving.ticket import Ticket
 
-__all__ = ["ReadyTickets", "Slice", "join"]
+if TYPE_CHECKING:
+    from ftbert.predictor import FastBertClassifier
+
+__all__ = ["ReadyTickets", "Slice", "join", "least_tokens"]
 
 # Rows [first, end) of a call.
 Slice = Tuple[Ticket, int, int]
@@ -112,3 +115,10 @@ def join(slices: List[Slice]) -> PackedBatch:
 
 def _submitted(ticket: Ticket) -> float:
     return ticket.submitted
+
+
+def least_tokens(predictor: "FastBertClassifier") -> int:
+    """Tokens below which a batch would use the device badly: a card takes all that waits."""
+    if any(device.startswith("cuda") for device in predictor.devices):
+        return predictor.batch_tokens
+    return max(256, 128 * sum(int(engine.get("threads", 1)) for engine in predictor.describe()))

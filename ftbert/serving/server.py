@@ -1,6 +1,7 @@
 """Running the application on uvicorn: signals, TLS, limits of the process."""
 
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -50,7 +51,13 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _reload(self, _signal: int, _frame: Any) -> None:
-        threading.Thread(target=self._table.reload, name="ftbert-reload", daemon=True).start()
+        threading.Thread(target=self._reload_now, name="ftbert-reload", daemon=True).start()
+
+    def _reload_now(self) -> None:
+        try:
+            self._table.reload()
+        finally:
+            _settle()
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -85,6 +92,7 @@ def run(
         listening.close()
         raise
     table: ModelTable = app.state.table
+    _settle()
     if options.token is None and options.host not in ("127.0.0.1", "localhost", "::1"):
         _log.warning("Listening on %s without a token: everybody who reaches it may use the models.", options.host)
     config = uvicorn.Config(
@@ -110,6 +118,14 @@ def run(
     finally:
         listening.close()
         table.close()
+
+
+def _settle() -> None:
+    """Takes what is loaded out of the garbage collector's sight: a full collection would stop every request for
+    milliseconds, and find nothing in it."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -4,7 +4,7 @@ import ctypes
 import gc
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from ftbert.errors import ClosedError, ConfigError
 from ftbert.serving.metrics import Metrics, ModelObserver
@@ -37,6 +37,7 @@ class ServedModel:
         self.max_length: int = self.predictor.max_length
         self.engine: str = str(self.predictor.engine)
         self.precision: str = self.predictor.precision
+        self.want = LOGITS if self.labels else "mean"
 
 
 class ModelTable:
@@ -89,15 +90,22 @@ class ModelTable:
         """The model of that name now; None where there is none."""
         return self._models.get(self.default if name is None else name)
 
-    def submit(self, model: ServedModel, texts: List[Text], want: str, truncation: Optional[str]) -> Ticket:
-        """Queues texts on `model`, or on what replaced it a moment ago."""
+    def submit(
+        self, model: ServedModel, texts: List[Text], want: str, truncation: Optional[str]
+    ) -> Tuple[ServedModel, Ticket]:
+        """Queues texts on `model`, or on what replaced it a moment ago; the one returned, whose labels may differ, has
+        them."""
         try:
-            return model.queue.submit_async(texts, want, truncation)
+            return model, model.queue.submit_async(texts, want, truncation)
         except ClosedError:
             fresh = self._models[model.name]
             if fresh is model:
                 raise
-            return fresh.queue.submit_async(texts, want, truncation)
+            return fresh, fresh.queue.submit_async(texts, want, truncation)
+
+    def probe(self, model: ServedModel) -> Ticket:
+        """Queues the warm-up text: does the engine answer?"""
+        return self.submit(model, [_WARM_UP], model.want, "head")[1]
 
     def reload(self) -> bool:
         """Loads every model again from its path; each takes over as soon as it has answered a warm-up text.
@@ -142,13 +150,13 @@ class ModelTable:
             max_queue_texts=self.options.max_queue_texts,
             observer=ModelObserver(self.metrics, name),
         )
+        model = ServedModel(name, path, queue)
         try:
-            want = LOGITS if predictor.labels else "mean"
-            queue.submit([_WARM_UP], want, truncation="head").result()
+            queue.submit([_WARM_UP], model.want, truncation="head").result()
         except BaseException:
             queue.close()
             raise
-        return ServedModel(name, path, queue)
+        return model
 
     def _load_path(self, path: str) -> "FastBertClassifier":
         from ftbert.predictor import FastBertClassifier
@@ -157,6 +165,7 @@ class ModelTable:
         return FastBertClassifier.load(
             path,
             device=options.device,
+            devices=options.devices,
             precision=options.precision,
             max_length=options.max_length,
             truncation=options.truncation,

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ftbert.tokenization import Text
 if TYPE_CHECKING:
     from ftbert.serving.queue import BatchingPredictor
 
-__all__ = ["Answer", "QueueObserver", "Ticket"]
+__all__ = ["Answer", "QueueObserver", "Ticket", "wake"]
 
 
 class Answer(NamedTuple):
@@ -191,3 +191,23 @@ class Ticket:
     def release(self) -> None:
         """Lets a waiting thread go on; once, after `fail` or the last `deliver`."""
         self._lock.release()
+
+
+def wake(tickets: List[Ticket]) -> None:
+    """Wakes the callers of answered tickets: threads one by one, every event loop with a single call."""
+    by_loop: Dict[asyncio.AbstractEventLoop, List["asyncio.Future[None]"]] = {}
+    for ticket in tickets:
+        if ticket.loop is not None:
+            by_loop.setdefault(ticket.loop, []).append(ticket.future)
+        ticket.release()
+    for loop, futures in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, futures)
+        except RuntimeError:
+            pass  # the loop was closed: nobody waits there any more
+
+
+def _resolve(futures: List["asyncio.Future[None]"]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
