@@ -107,12 +107,76 @@ def gpu_table(result):
     names = result["work"]
     rows = []
     for record in result["engines"]:
+        if not record["milliseconds"]:
+            continue
         cells = [NAMES.get(record["engine"], record["engine"]), record["precision"]]
         cells += [
             milliseconds(record["milliseconds"][name]) if name in record["milliseconds"] else "" for name in names
         ]
+        off = record.get("logits_off_by")
+        cells.append("%.2g" % max(off.values()) if off else "")
         rows.append(cells)
-    return table(["engine", "precision"] + ["%s, ms" % name for name in names], rows)
+    return table(["engine", "precision"] + ["%s, ms" % name for name in names] + ["logits off by"], rows)
+
+
+def gpu_ratios(result, language):
+    """A line for each engine of ours: the fastest peer's time over its own, for each piece of work."""
+    peers = [record for record in result["engines"] if not record["engine"].startswith("ftbert")]
+    lines = []
+    for record in result["engines"]:
+        parts = []
+        for name in result["work"]:
+            theirs = [(peer["milliseconds"][name], peer["engine"]) for peer in peers if name in peer["milliseconds"]]
+            if theirs and name in record["milliseconds"] and record not in peers:
+                best, engine = min(theirs)
+                parts.append("%s %.2fx (%s)" % (name, best / record["milliseconds"][name], engine.split(",")[0]))
+        if parts:
+            line = "- %s, %s, against the fastest peer in fp16: %s"
+            if language == "zh":
+                line = "- %s，%s，相对最快同类 fp16：%s"
+            lines.append(line % (record["engine"], record["precision"], ", ".join(parts)))
+    return "\n".join(lines)
+
+
+def path_facts(result):
+    """Sentences of predict_paths.py's result: one for each runtime."""
+    lines = []
+    for runtime, record in result["runtimes"].items():
+        many, one = record["throughput"], record["latency"]["1 x 128"]
+        name = "TensorFlow %s's session" % record["tensorflow"] if "tensorflow" in record else '`runtime="direct"`'
+        lines.append(
+            "- {}, {}: {:,} texts as strings at {:,} texts/s, {:.2f} of the engine's {:,} from token ids; one text of "
+            "128 tokens {:.3f} ms in the engine, {:.0f} us more through the runtime, {:.0f} us more from a string.".format(
+                name, record["engine"], many["texts"], many["texts_per_second"]["strings"], many["strings_to_engine"],
+                many["texts_per_second"]["engine"], one["engine"], one["predict_ids_adds_us"], one["predict_adds_us"],
+            )
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def accuracy_table(result):
+    """Rows of accuracy.py's result."""
+    rows = []
+    for record in result["precisions"]:
+        if record["engine"]:
+            below = "%.2f" % record["points_below_fp32"] + (
+                " (at most %.1f)" % record["allowed_points"] if "allowed_points" in record else ""
+            )
+            agreement = "%.2f%%" % (100 * record["agreement_with_fp32"])
+            rows.append([record["precision"], "%.2f%%" % (100 * record["accuracy"]), below, agreement])
+    return table(["precision", "test accuracy", "points below fp32", "same answer as fp32"], rows)
+
+
+def soak_facts(result):
+    """A sentence of soak_gpu.py's result."""
+    growth = result["growth_after_the_first_fifth"]
+    return (
+        "{:.0f} s of eight threads on {}: {:,} calls, {:,} rows, {} wrong; logits within {:.2g} of the row alone; "
+        "growth after the first fifth: {} MiB on the card, {} MiB in the process."
+    ).format(
+        result["seconds"], result["engine"], result["calls"], result["texts"], len(result["wrong_rows"]) or "none",
+        result["largest_difference"], growth.get("device_mib", "?"), growth["resident_mib"],
+    )  # fmt: skip
 
 
 def multi_table(result):
@@ -157,8 +221,8 @@ def noted(result):
     return ["*%s*" % result["note"]] if result.get("note") else []
 
 
-def sections(language):
-    """Markdown of all that there are results for."""
+def sections(language, whole=False):
+    """Markdown of all that there are results for; `whole` adds what only docs/benchmarks.md shows."""
     chinese = language == "zh"
     parts = []
     for name, result in load("peers_cpu_*").items():
@@ -178,11 +242,23 @@ def sections(language):
         parts.append("\n".join(lines))
         parts += noted(result)
     for name, result in load("peers_gpu_*").items():
-        title = "GPU：%s。BERT-base，主机端 token id 到主机端 logits，中位数。" if chinese else (
-            "GPU: %s. BERT-base, token ids on the host to logits on the host, median."
+        title = (
+            "GPU：%s。BERT-base，主机端 token id 到主机端 logits，中位数。"
+            if chinese
+            else ("GPU: %s. BERT-base, token ids on the host to logits on the host, median.")
         )
         parts.append(title % result["card"] + "\n\n" + gpu_table(result))
+        ratios_of_peers = gpu_ratios(result, language)
+        parts += [ratios_of_peers] if ratios_of_peers else []
         parts += noted(result)
+    if whole:
+        for name, result in load("predict_*").items():
+            parts += [path_facts(result)] + noted(result)
+        for name, result in load("accuracy_*").items():
+            title = "Accuracy on {}, {:,} test texts. {}".format(result["data"], result["texts"], result["what"])
+            parts += [title + "\n\n" + accuracy_table(result)] + noted(result)
+        for name, result in load("soak_*").items():
+            parts += [soak_facts(result)] + noted(result)
     for name, result in load("multi_gpu_*").items():
         title = "多卡：%s。BERT-base %s，%s 条文本。" if chinese else "Several cards: %s. BERT-base %s, %s texts."
         values = (result["card"], result["precision"], "{:,}".format(result["texts"]))
@@ -243,6 +319,38 @@ def draw_growth(path):
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_multi():
+    """Texts per second against the number of devices, beside the straight line and the host's own bound."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "ftbert"
+    from matplotlib import pyplot
+
+    for name, result in load("multi_gpu_*").items():
+        figure, axis = pyplot.subplots(figsize=(6.5, 4.5))
+        counts = [len(record["devices"]) for record in result["sets"]]
+        cards = [record["cards"] for record in result["sets"]]
+        for work, label in (("token_ids", "token ids"), ("strings", "strings")):
+            rates = [record[work]["texts_per_second"] for record in result["sets"]]
+            (line,) = axis.plot(counts, rates, marker="o", label=label)
+            bound = result["host"][work]["texts_per_second"]
+            if bound < 3 * max(rates):
+                axis.axhline(bound, color=line.get_color(), linestyle=":", label="the host alone, %s" % label)
+        one = result["sets"][0]["token_ids"]["texts_per_second"]
+        axis.plot(counts, [one * count for count in cards], color="grey", linestyle="--", label="linear")
+        axis.set_xticks(counts)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("devices listed")
+        axis.set_ylabel("texts per second")
+        axis.set_title("%s, BERT-base %s" % (result["card"], result["precision"]))
+        axis.grid(True, alpha=0.25)
+        axis.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(os.path.join(RESULTS, name + ".svg"), metadata={"Date": None})
+        pyplot.close(figure)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -254,7 +362,7 @@ def main():
     stale = []
     for path, language in (("README.md", "en"), ("README.zh-CN.md", "zh"), ("docs/benchmarks.md", "en")):
         path = os.path.join(ROOT, path)
-        old, new = replaced(path, sections(language))
+        old, new = replaced(path, sections(language, path.endswith("benchmarks.md")))
         if old == new:
             continue
         stale.append(os.path.basename(path))
