@@ -146,7 +146,7 @@ def path_facts(result):
         name = "TensorFlow %s's session" % record["tensorflow"] if "tensorflow" in record else '`runtime="direct"`'
         lines.append(
             "- {}, {}: {:,} texts as strings at {:,} texts/s, {:.2f} of the engine's {:,} from token ids; one text of "
-            "128 tokens {:.3f} ms in the engine, {:.0f} us more through the runtime, {:.0f} us more from a string.".format(
+            "128 tokens {:.3f} ms in the engine, {:.0f} us more by the runtime, {:.0f} us more from a string.".format(
                 name, record["engine"], many["texts"], many["texts_per_second"]["strings"], many["strings_to_engine"],
                 many["texts_per_second"]["engine"], one["engine"], one["predict_ids_adds_us"], one["predict_adds_us"],
             )

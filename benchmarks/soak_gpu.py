@@ -37,12 +37,18 @@ GROWTH_MIB = 64  # of the card or of the process, of what both hold: gigabytes a
 
 
 def device_mib():
-    """MiB in use on the first card, by anyone; None without nvidia-smi."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    try:
-        return int(subprocess.check_output(command, universal_newlines=True).split()[0])
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return None
+    """MiB that this process holds on the first card; what anyone holds there where that is not told; or None."""
+    for query in ("--query-compute-apps=pid,used_memory", "--query-gpu=index,memory.used"):
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "--id=0"]
+        try:
+            lines = subprocess.check_output(command, universal_newlines=True).splitlines()
+            found = {int(first): int(second) for first, second in (line.split(",") for line in lines)}
+        except (OSError, subprocess.CalledProcessError, ValueError):
+            continue
+        wanted = os.getpid() if "compute-apps" in query else 0
+        if wanted in found:
+            return found[wanted]
+    return None
 
 
 def sample():
