@@ -25,6 +25,19 @@ NAMES = {
     "ftbert": "**ftbert**",
 }
 
+# Milliseconds at most on one H100, fp16 and fp8.
+GPU_TARGETS = {
+    "1 x 32": (0.26, 0.25),
+    "1 x 128": (0.30, 0.28),
+    "8 x 128": (0.52, 0.48),
+    "32 x 128": (1.45, 1.25),
+    "256 x 128": (10.7, 7.8),
+    "500 x 32": (5.3, 4.0),
+    "32 x 384": (4.4, 3.2),
+    "large 32 x 384": (14.5, 10),
+    "4096 texts": (62, 45),
+}
+
 
 def load(pattern):
     found = {}
@@ -136,6 +149,26 @@ def gpu_ratios(result, language):
                 line = "- %s，%s，相对最快同类 fp16：%s"
             lines.append(line % (record["engine"], record["precision"], ", ".join(parts)))
     return "\n".join(lines)
+
+
+def gpu_targets(result):
+    """Rows: what an H100 is to reach, what ours did (the better of untuned and tuned), and by how much it missed."""
+    rows = []
+    for name, targets in GPU_TARGETS.items():
+        cells = [name]
+        for precision, target in zip(("fp16", "fp8"), targets):
+            times = [
+                record["milliseconds"][name]
+                for record in result["engines"]
+                if record["engine"].startswith("ftbert")
+                and record["precision"] == precision
+                and name in record["milliseconds"]
+            ]
+            found = min(times) if times else None
+            verdict = "" if found is None else "met" if found <= target else "+%.0f%%" % (100 * (found / target - 1))
+            cells += ["%g" % target, milliseconds(found) if times else "", verdict]
+        rows.append(cells)
+    return table(["work", "fp16 at most, ms", "ftbert", "", "fp8 at most, ms", "ftbert", ""], rows)
 
 
 def path_facts(result):
@@ -250,6 +283,7 @@ def sections(language, whole=False):
         parts.append(title % result["card"] + "\n\n" + gpu_table(result))
         ratios_of_peers = gpu_ratios(result, language)
         parts += [ratios_of_peers] if ratios_of_peers else []
+        parts += ["Against the targets, untuned or tuned:\n\n" + gpu_targets(result)] if whole else []
         parts += noted(result)
     if whole:
         for name, result in load("predict_*").items():
