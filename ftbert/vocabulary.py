@@ -1,10 +1,10 @@
 """A tokenizer's vocabulary and settings, from the files of a model folder."""
 
-import json
 import os
 from typing import Any, Dict, List, Tuple
 
 from ftbert.errors import CheckpointError
+from ftbert.json_files import read_json_object
 
 __all__ = ["GOOGLE_WORD_CHARS", "HUGGING_FACE_WORD_CHARS", "read_tokenizer_settings", "read_vocab"]
 
@@ -34,16 +34,7 @@ def read_vocab(path: str) -> List[str]:
 
 
 def _read_json(path: str) -> Dict[str, Any]:
-    if not os.path.exists(path):
-        return {}
-    try:
-        with open(path, "r", encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError("%s: expected readable JSON: %s" % (path, error)) from error
-    if not isinstance(values, dict):
-        raise CheckpointError("%s: expected a JSON object, got %s." % (path, type(values).__name__))
-    return values
+    return read_json_object(path) if os.path.exists(path) else {}
 
 
 def _vocab_of_tokenizer_json(path: str, model: Dict[str, Any]) -> List[str]:

@@ -4,7 +4,6 @@ Whatever the source, the caller sees one thing: a configuration, labels, and wei
 each checked by name and shape before the first is read.
 """
 
-import json
 import os
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
@@ -23,6 +22,7 @@ from ftbert.checkpoint.names import (
 from ftbert.checkpoint.readers import CheckpointReader, open_checkpoint
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError
+from ftbert.json_files import read_json_object
 
 __all__ = ["FORMAT_VERSION", "ModelFolder", "load_model_folder"]
 
@@ -136,17 +136,6 @@ class ModelFolder:
             ("truncation", self.truncation or "head"),
             ("checked precision", ", ".join(map(": ".join, sorted(self.precision_checked.items()))) or "none"),
         ]  # fmt: skip
-
-
-def _read_json(path: str) -> Dict[str, Any]:
-    try:
-        with open(path, "r", encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError("%s: expected readable JSON: %s" % (path, error)) from error
-    if not isinstance(values, dict):
-        raise CheckpointError("%s: expected a JSON object, got %s." % (path, type(values).__name__))
-    return values
 
 
 def _listed(title: str, lines: List[str]) -> str:
@@ -287,7 +276,7 @@ def _load_huggingface(folder: str, reader: CheckpointReader) -> ModelFolder:
     path = os.path.join(folder, "config.json")
     if not os.path.exists(path):
         raise CheckpointError("%s: expected config.json beside %s." % (folder, os.path.basename(reader.path)))
-    values = _read_json(path)
+    values = read_json_object(path)
     try:
         config = BertConfig.from_dict(values, "huggingface")
     except ValueError as error:
@@ -314,7 +303,7 @@ def _load_huggingface(folder: str, reader: CheckpointReader) -> ModelFolder:
     )
     labels = _huggingface_labels(values, count, path) if count else []
     tokenizer = os.path.join(folder, "tokenizer_config.json")
-    limit = _read_json(tokenizer).get("model_max_length") if os.path.exists(tokenizer) else None
+    limit = read_json_object(tokenizer).get("model_max_length") if os.path.exists(tokenizer) else None
     # transformers writes 1e30 for "no limit".
     settings = {"max_length": int(limit)} if limit and limit < config.max_position_embeddings else {}
     return ModelFolder(
@@ -338,7 +327,7 @@ def load_model_folder(path: str) -> ModelFolder:
         raise CheckpointError("%s: there is no such folder or checkpoint." % path)
     folder = path if os.path.isdir(path) else (os.path.dirname(path) or ".")
     ours = os.path.join(folder, "ftbert.json")
-    settings = _read_json(ours) if os.path.exists(ours) else None
+    settings = read_json_object(ours) if os.path.exists(ours) else None
     if settings is not None and settings.get("format") != FORMAT_VERSION:
         raise CheckpointError(
             "%s: expected format %d, got %r. This model was saved by another version of ftbert: update."
