@@ -158,3 +158,39 @@ def test_finetune_writes_a_folder_that_predict_reads(tmp_path, capsys):
     assert run("predict", target, write(tmp_path / "in.txt", "卡丢了\n"), "-o", tmp_path / "out.csv") == 0
     assert run("finetune", "--train", train, "--output", target, "--config", "{") == 1
     assert "--config: expected JSON" in capsys.readouterr().err
+
+
+def test_new_columns_take_a_prefix(model, tmp_path):
+    source = write(tmp_path / "in.tsv", "text\nwhere is my parcel?\n")
+    target = tmp_path / "out.jsonl"
+    assert run("predict", model, source, "-o", target, "--prefix", "our_", "--device", "cpu", "--no-progress") == 0
+    (record,) = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    new = {name for name in record if name != "text"}
+    assert {"our_label", "our_score", "our_truncated"} < new and all(name.startswith("our_") for name in new)
+
+
+def test_options_reach_ray(model, tmp_path, monkeypatch):
+    from ftbert import distributed
+
+    seen = []
+    monkeypatch.setattr(distributed, "predict", lambda *arguments, **settings: seen.append((arguments, settings)))
+    options = ["--prefix", "p_", "--no-scores", "--max-length", "20", "--truncation", "tail", "--batch-tokens", "99"]
+    options += ["--threads", "3", "--workers", "2", "--output-format", "csv", "--overwrite", "--device", "cpu"]
+    assert run("predict", model, tmp_path, "-o", tmp_path / "out", "--ray", *options) == 0
+    ((arguments, settings),) = seen
+    assert arguments == (str(tmp_path), model)
+    expected = {
+        "output": str(tmp_path / "out"), "prefix": "p_", "scores": False, "max_length": 20, "truncation": "tail",
+        "batch_tokens": 99, "cpus_per_worker": 3, "workers": 2, "output_format": "csv", "overwrite": True,
+        "device": "cpu", "runtime": "direct",
+    }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "options", [["--ray"], ["--ray", "-o", "out", "--format", "tsv"], ["--overwrite"], ["--workers", "2"]]
+)
+def test_options_that_do_not_go_together(model, tmp_path, capsys, options):
+    source = write(tmp_path / "in.tsv", "text\na\n")
+    assert run("predict", model, source, *options) != 0
+    assert "expected" in capsys.readouterr().err

@@ -110,6 +110,21 @@ def test_every_row_once_in_every_format(cluster, model, tmp_path, kind):
     assert predict(str(tmp_path / "in"), model, str(tmp_path / "out"), batch_rows=64, progress=False) is None
     check_rows(read_files(str(tmp_path / "out"), kind), texts, model)
     assert sorted(os.listdir(str(tmp_path))) == ["in", "out"], "something was left beside the output"
+    parts = sorted(os.listdir(str(tmp_path / "out")))
+    assert parts == ["part-%05d.%s" % (number, kind) for number in range(len(parts))]
+
+
+def test_an_output_is_replaced_when_asked(cluster, model, tmp_path):
+    texts = write_files(str(tmp_path / "in"), "parquet", 2, 30)
+    arguments = (str(tmp_path / "in"), model, str(tmp_path / "out"))
+    predict(*arguments, prefix="first_", progress=False)
+    with pytest.raises(InputError, match="overwrite"):
+        predict(*arguments, progress=False)
+    predict(*arguments, progress=False, overwrite=True)
+    check_rows(read_files(str(tmp_path / "out"), "parquet"), texts, model)
+    (tmp_path / "scored.jsonl").write_text('{"text": "a", "score:first": 1}\n')
+    with pytest.raises(InputError, match="score:first"):
+        predict(str(tmp_path / "scored.jsonl"), model, scores=True)
 
 
 def test_a_dataset_in_and_out_with_scores(cluster, model):
@@ -156,6 +171,20 @@ def test_a_workers_error_comes_back_as_it_is_and_nothing_is_left(cluster, model,
     with pytest.raises((CheckpointError, InputError), match="nowhere"):
         predict(str(tmp_path / "good.jsonl"), "/nowhere/model", str(tmp_path / "out"), progress=False)
     assert sorted(os.listdir(str(tmp_path))) == ["good.jsonl", "null.jsonl"]
+
+
+def test_a_node_whose_cards_cannot_be_used_is_said_so(cluster, model, tmp_path):
+    """Ray promises a card where ours finds none: an error, never the CPU in silence."""
+    made, _ = cluster
+    node = made.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 * 1024 * 1024)
+    try:
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+        with pytest.raises(UnavailableError, match="(?i)cuda"):
+            predict(str(tmp_path / "a.jsonl"), model, str(tmp_path / "out"), progress=False)
+        assert not (tmp_path / "out").exists()
+        predict(str(tmp_path / "a.jsonl"), model, str(tmp_path / "out"), device="cpu", progress=False)
+    finally:
+        made.remove_node(node)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Faults that an operator or an attacker brings: engines that fail, models that change under a request, odd requests."""
+"""Faults that an operator or an attacker brings: failing engines, models that change under a request, odd requests."""
 
 import asyncio
 import json
@@ -101,7 +101,8 @@ def test_numbers_too_long_to_read_are_refused(client, digits):
 
     async def main():
         scope = {
-            "type": "http", "method": "POST", "path": "/predict", "root_path": "", "query_string": b"", "scheme": "http",
+            "type": "http", "method": "POST", "path": "/predict", "root_path": "", "query_string": b"",
+            "scheme": "http",
             "headers": [(b"content-type", b"application/json"), (b"content-length", digits.encode())],
         }  # fmt: skip
 

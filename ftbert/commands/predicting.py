@@ -58,12 +58,42 @@ def predict(
     threads: Optional[int] = THREADS,
     runtime: str = typer.Option("direct", help="direct, session or tensorflow."),
     progress: bool = typer.Option(True, help="Show a progress bar when standard error is a terminal."),
-    ray: bool = typer.Option(False, "--ray", help="Spread the file over a Ray cluster (needs ftbert[ray])."),
+    prefix: str = typer.Option("", help="Put before the names of the new columns (label, score, truncated)."),
+    ray: bool = typer.Option(False, "--ray", help="Spread a file or folder over a Ray cluster (needs ftbert[ray])."),
+    overwrite: bool = typer.Option(False, help="With --ray: replace the output folder of an earlier call."),
+    workers: Optional[int] = typer.Option(None, help="With --ray: models at work; left out: one a node or card."),
 ) -> None:
     """Classify the texts of a file. Nothing is written unless every row could be used."""
     if ray:
-        _predict_on_ray(model, file, output, text_column, pair_column, device, precision)
+        if file == "-" or output == "-":
+            raise InputError("--ray: expected a file or folder to read and a folder to write (--output), got a pipe.")
+        if format is not None:
+            raise InputError("--format: expected nothing with --ray, which goes by the files' endings.")
+        from ftbert import distributed
+
+        distributed.predict(
+            file,
+            model,
+            output=output,
+            text_column=text_column,
+            pair_column=pair_column,
+            scores=scores,
+            prefix=prefix,
+            output_format=output_format,
+            device=device,
+            precision=precision,
+            max_length=max_length,
+            truncation=truncation,
+            runtime=runtime,
+            batch_tokens=batch_tokens,
+            workers=workers,
+            cpus_per_worker=threads,
+            progress=progress and sys.stderr.isatty(),
+            overwrite=overwrite,
+        )
         return
+    if overwrite or workers is not None:
+        raise InputError("--overwrite and --workers: expected with --ray alone; a single file is replaced anyway.")
     from ftbert.predictor import FastBertClassifier
     from ftbert.rows import RowWriter, check_rows, detect_format, read_rows
 
@@ -82,8 +112,10 @@ def predict(
         runtime=runtime,
     ) as classifier:
         labels = list(classifier.labels)
-        columns = (["text", "text_pair"] if pairs else ["text"]) + ["label", "score", "truncated"]
-        score_columns = ["score:" + label for label in labels] if scores else []
+        columns = (["text", "text_pair"] if pairs else ["text"]) + [
+            prefix + name for name in ("label", "score", "truncated")
+        ]
+        score_columns = [prefix + "score:" + label for label in labels] if scores else []
         ahead: "Deque[Row]" = collections.deque()
 
         def texts() -> Iterator[Any]:
@@ -96,10 +128,11 @@ def predict(
             with _bar(total, progress) as bar:
                 for prediction in predictions:
                     row = ahead.popleft()
+                    cut: Any = prediction.truncated if output_format == "jsonl" else int(prediction.truncated)
                     values: Dict[str, Any] = {
-                        "label": prediction.label,
-                        "score": _rounded(prediction.score),
-                        "truncated": prediction.truncated if output_format == "jsonl" else int(prediction.truncated),
+                        prefix + "label": prediction.label,
+                        prefix + "score": _rounded(prediction.score),
+                        prefix + "truncated": cut,
                     }
                     values["text"] = row.text[0] if pairs else row.text
                     if pairs:
@@ -125,24 +158,6 @@ def _bar(total: Optional[int], progress: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit=" texts", disable=not (progress and sys.stderr.isatty()))
-
-
-def _predict_on_ray(
-    model: str, file: str, output: str, text_column: str, pair_column: Optional[str], device: str, precision: str
-) -> None:
-    if file == "-" or output == "-":
-        raise InputError("--ray: expected a file or folder to read and a folder to write (--output), got a pipe.")
-    from ftbert import distributed
-
-    distributed.predict(
-        file,
-        model,
-        output=output,
-        text_column=text_column,
-        pair_column=pair_column,
-        device=device,
-        precision=precision,
-    )
 
 
 def demo(

@@ -10,11 +10,10 @@ rows are counted.
 import inspect
 import os
 import re
-import shutil
-import uuid
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
 
 from ftbert import errors
+from ftbert.distributed.output import READER_CPUS, check_output, write
 from ftbert.errors import ConfigError, FtbertError, InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ __all__ = ["predict"]
 
 _SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 _EXTENSIONS = {"parquet": ["parquet"], "csv": ["csv"], "jsonl": ["jsonl", "ndjson", "json"]}
-
-# Reading and writing wait for disks, not for processors: they fit beside the actors on every node.
-_READER_CPUS = 0.25
 
 # Batches in a block, the unit that is computed again after a failure. Readers make blocks of up to 128 MB, a million
 # texts.
@@ -47,10 +43,12 @@ def predict(
     max_length: Optional[int] = None,
     truncation: Optional[str] = None,
     runtime: str = "direct",
+    batch_tokens: Optional[int] = None,
     batch_rows: int = 1024,
     workers: Union[int, Tuple[int, int], None] = None,
     cpus_per_worker: Optional[float] = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Optional["ray.data.Dataset"]:
     """Labels every row of a dataset.
 
@@ -58,25 +56,28 @@ def predict(
         dataset: a Ray dataset, or the path of a file or a folder of Parquet, CSV or JSON lines that every node can
             read. CSV columns are read as strings, as they stand.
         model: the model folder's path on every node.
-        output: a folder that every node can write; it must not exist. None: nothing is written.
+        output: a folder that every node can write; it must not exist, but see `overwrite`. Its files are named
+            part-00000.parquet (or .csv, .jsonl) and so on. None: nothing is written.
         text_column: the column with the texts.
         pair_column: the column with the second texts, for models of pairs.
         scores: also write a column "score:<label>" for every label.
         prefix: put before the names of the new columns; needed when the data has a column "label" already.
         output_format: "parquet", "csv" or "jsonl"; None: the input's, or Parquet for a dataset.
         device: "cpu", "cuda" or "auto": cards where the cluster has any.
-        precision, max_length, truncation, runtime: as `FastBertClassifier.load`.
+        precision, max_length, truncation, runtime, batch_tokens: as `FastBertClassifier.load`.
         batch_rows: rows handed to an actor at a time.
         workers: actors, or (least, most) of them; None: one for each card, or for each node.
         cpus_per_worker: processors of a CPU actor; None: all of the smallest node but one, which is left to readers.
         progress: show Ray Data's progress bars.
+        overwrite: an output that an earlier call wrote is replaced when all of the new one is written; until then it
+            stays as it is. A folder with anything else in it is never touched.
 
     Returns:
         The predicted dataset, not yet computed, when `output` is None; else None. The new columns are "label",
         "score" and "truncated".
 
     Raises:
-        InputError: a column or a text is missing, the input has no known format, or the output exists.
+        InputError: a column or a text is missing, the input has no known format, the output exists or is the input.
         UnavailableError: Ray is not installed.
         FtbertError: what a worker raised, such as a model that cannot be loaded there.
     """
@@ -91,13 +92,13 @@ def predict(
     format_out = output_format or format_in or "parquet"
     if format_out not in _EXTENSIONS:
         raise ConfigError("output_format: expected one of %s, got %r." % (", ".join(_EXTENSIONS), output_format))
-    if output is not None and os.path.lexists(output):
-        raise InputError("%s: expected no such path yet; nothing is overwritten. Choose another or remove it." % output)
+    if output is not None:
+        check_output(output, overwrite, path_in)
     if not ray.is_initialized():
         ray.init(logging_level="warning", log_to_driver=False)
     rows: Any = _read(path_in, format_in) if path_in is not None else dataset
     columns = [text_column] + ([pair_column] if pair_column else [])
-    _check_columns(rows, columns, ["label", "score", "truncated"], prefix)
+    _check_columns(rows, columns, ["label", "score", "truncated"], prefix, scores)
     settings: Dict[str, Any] = {
         "model": os.path.abspath(model) if os.path.exists(model) else model,
         "columns": columns,
@@ -105,6 +106,7 @@ def predict(
         "prefix": prefix,
         "options": {
             "precision": precision, "max_length": max_length, "truncation": truncation, "runtime": runtime,
+            "batch_tokens": batch_tokens,
         },
     }  # fmt: skip
     resources, pool = _pool(ray, device, workers, cpus_per_worker)
@@ -127,7 +129,7 @@ def predict(
     if output is None:
         return predicted
     try:
-        _write(predicted, output, format_out, None if path_in is None else rows.count())
+        write(predicted, output, format_out, _read, None if path_in is None else rows.count())
     except ray.exceptions.RayError as error:
         raise _own_error(error) from error
     return None
@@ -222,7 +224,7 @@ def _read(path: str, kind: Optional[str]) -> Any:
 
     # Ray 2.5x takes the readers' resources as arguments of their own, older ones in ray_remote_args alone.
     named = "num_cpus" in inspect.signature(ray.data.read_parquet).parameters
-    light: Dict[str, Any] = {"num_cpus": _READER_CPUS} if named else {"ray_remote_args": {"num_cpus": _READER_CPUS}}
+    light: Dict[str, Any] = {"num_cpus": READER_CPUS} if named else {"ray_remote_args": {"num_cpus": READER_CPUS}}
     files = _files(path)
     if kind == "parquet":
         return ray.data.read_parquet(files, **light)
@@ -240,7 +242,7 @@ def _read(path: str, kind: Optional[str]) -> Any:
     return ray.data.read_csv(files, parse_options=parse, convert_options=convert, file_extensions=None, **light)
 
 
-def _check_columns(rows: Any, needed: List[str], new: List[str], prefix: str) -> None:
+def _check_columns(rows: Any, needed: List[str], new: List[str], prefix: str, scores: bool) -> None:
     schema = rows.schema()
     if schema is None:
         raise InputError("Expected a dataset with columns, got one without rows.")
@@ -248,6 +250,7 @@ def _check_columns(rows: Any, needed: List[str], new: List[str], prefix: str) ->
         if name not in schema.names:
             raise InputError("Expected a column %r, found %s." % (name, ", ".join(schema.names)))
     taken = [prefix + name for name in new if prefix + name in schema.names]
+    taken += [name for name in schema.names if scores and name.startswith(prefix + "score:")]
     if taken:
         raise InputError(
             "The data has columns named %s already. Give prefix='predicted_' or the like." % ", ".join(map(repr, taken))
@@ -281,36 +284,6 @@ def _pool(
 def _has_room(ray: Any, resources: Dict[str, float]) -> bool:
     """Whether a task of one processor fits beside an actor; a cluster of single processors makes no smaller blocks."""
     return any(node["Alive"] and node["Resources"].get("CPU", 0) - resources["num_cpus"] >= 1 for node in ray.nodes())
-
-
-def _write(predicted: Any, output: str, kind: str, expected: Optional[int]) -> None:
-    """Writes beside the output, counts, renames."""
-
-    output = os.path.abspath(output)
-    parent = os.path.dirname(output)
-    os.makedirs(parent, exist_ok=True)
-    beside = os.path.join(parent, ".%s.writing-%s" % (os.path.basename(output), uuid.uuid4().hex[:8]))
-    light = {"num_cpus": _READER_CPUS}
-    try:
-        if kind == "parquet":
-            predicted.write_parquet(beside, ray_remote_args=light)
-        elif kind == "csv":
-            predicted.write_csv(beside, ray_remote_args=light)
-        else:
-            predicted.write_json(beside, ray_remote_args=light, force_ascii=False)
-            for name in os.listdir(beside):
-                if name.endswith(".json"):
-                    os.rename(os.path.join(beside, name), os.path.join(beside, name + "l"))
-        if expected is not None:
-            written = _read(beside, kind).count() if os.listdir(beside) else 0
-            if written != expected:
-                raise FtbertError(
-                    "Expected %d rows in the output, as in the input, got %d; it was not kept." % (expected, written)
-                )
-        os.rename(beside, output)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def _own_error(error: BaseException) -> BaseException:

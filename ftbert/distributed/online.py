@@ -32,8 +32,8 @@ def deployment(
         target_requests: requests under way at a replica that the autoscaling aims at. A replica batches what it has,
             so this is also the batch size that it works with under load.
         upscale_delay_s: how long the load must last before a replica is added.
-        num_cpus, num_gpus: of one replica. On CPUs it uses `num_cpus` threads; with several cards it holds a copy of the
-            model on each.
+        num_cpus, num_gpus: of one replica. On CPUs it uses `num_cpus` threads; with several cards it holds a copy of
+            the model on each.
         max_requests: requests that a replica may have under way; more wait at the caller.
         ray_options: further arguments of `ray.serve.deployment`.
         options: fields of `ServeOptions` (limits, precision, batching).

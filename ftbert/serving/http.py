@@ -113,7 +113,7 @@ class Request:
         self._bodies.held += size
         if self._bodies.held > self._bodies.limit:
             raise Problem(
-                429, "Overloaded", "The requests under way hold %d bytes already. Try again later." % self._bodies.limit,
+                429, "Overloaded", "Requests under way hold %d bytes already. Try again later." % self._bodies.limit,
                 {"Retry-After": "1"}, close=True,
             )  # fmt: skip
 

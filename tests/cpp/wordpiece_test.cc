@@ -1,4 +1,4 @@
-// WordPiece alone: cuts, unknown words, characters outside of the table, and threads. What the characters are is Python's.
+// WordPiece alone: cuts, unknown words, characters outside of the table, threads. What characters are is Python's.
 #include "ftbert/wordpiece.h"
 
 #include <cstdint>

@@ -12,7 +12,7 @@
 namespace ftbert {
 namespace {
 
-constexpr int32_t kWordStart = 0, kInsideWord = 1;  // the two roots: pieces that begin a word, and those written "##..."
+constexpr int32_t kWordStart = 0, kInsideWord = 1;  // the two roots: pieces that begin a word, and the "##..." ones
 constexpr uint64_t kFree = ~uint64_t{0};
 constexpr uint32_t kCharacterBits = 24;
 constexpr uint32_t kCharacterMask = (1u << kCharacterBits) - 1;
