@@ -306,7 +306,7 @@ def test_multi_label(tmp_path):
             made.append({"text": " ".join(words), "label": chosen})
         return made
 
-    result = run(tmp_path / "model", rows(240), rows(60), multi_label=True, epochs=4, class_weights="balanced")
+    result = run(tmp_path / "model", rows(240), rows(60), multi_label=True, epochs=6, class_weights="balanced")
     assert result.metrics["micro_f1"] > 0.85
     assert load_model_folder(result.output).problem_type == "multi_label"
 
