@@ -21,12 +21,14 @@ namespace {
 
 // Median time in microseconds of each plan, over weights that do not fit into L2 together, in a graph.
 void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act, const char* name) {
-  constexpr int kCopies = 24;
-  Matrix x(in, m, k), w(in, static_cast<int64_t>(n) * kCopies, k), bias(Element::kFloat, 1, n), out(out_type, m, n);
+  const int copies = m >= 4096 ? 5 : 24;  // reading many rows empties L2 as well
+  Matrix x(in, m, k), w(in, static_cast<int64_t>(n) * copies, k), bias(Element::kFloat, 1, n), out(out_type, m, n);
   Matrix ones(Element::kFloat, 1, std::max(n, m));
-  x.Random(1.f), bias.Random(1.f);
+  CHECK_CUDA(FillNoise(in, x.device, static_cast<int64_t>(m) * k, nullptr));
+  CHECK_CUDA(cudaDeviceSynchronize());
+  bias.Random(1.f);
   {
-    std::vector<uint8_t> bytes(static_cast<size_t>(n) * k * kCopies * ElementBytes(in));
+    std::vector<uint8_t> bytes(static_cast<size_t>(n) * k * copies * ElementBytes(in));
     for (size_t i = 0; i < bytes.size(); ++i)
       bytes[i] = generator() & (in == Element::kFloat8 ? 0xbf : (i % 2 ? 0xb3 : 0xff));
     CHECK_CUDA(cudaMemcpy(w.device, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
@@ -54,7 +56,7 @@ void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n
     cudaGraphExec_t run;
     CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     bool good = true;
-    for (int i = 0; i < kCopies; ++i) {
+    for (int i = 0; i < copies; ++i) {
       g.w = static_cast<uint8_t*>(w.device) + static_cast<size_t>(i) * n * k * ElementBytes(in);
       good = good && RunGemm(machine, plan, g, stream) == cudaSuccess;
     }
@@ -72,7 +74,7 @@ void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n
       CHECK_CUDA(cudaStreamSynchronize(stream));
       float ms;
       cudaEventElapsedTime(&ms, a, b);
-      times.push_back(ms * 1e3f / kCopies);
+      times.push_back(ms * 1e3f / copies);
     }
     std::sort(times.begin(), times.end());
     table.push_back({times[2], PlanName(plan)});
@@ -83,7 +85,7 @@ void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n
   std::sort(table.begin(), table.end());
   std::printf("TIME %s %s m=%d n=%d k=%d: chosen %s %.2f us", in == Element::kFloat8 ? "fp8" : "fp16", name, m, n, k,
               PlanName(chosen).c_str(), chosen_time);
-  for (size_t i = 0; i < table.size() && i < 6; ++i) {
+  for (size_t i = 0; i < table.size() && i < 12; ++i) {
     std::printf(" | %s %.2f (%.0f)", table[i].second.c_str(), table[i].first, 2e-6 * m * n * k / table[i].first);
   }
   std::printf("\n");
@@ -91,15 +93,49 @@ void TimeGemm(const Machine& machine, Element in, Element out_type, int m, int n
   cudaStreamDestroy(stream);
 }
 
-void TimeAttention(const Machine& machine, int rows, int length) {
-  const int tokens = rows * length;
-  Matrix qkv(Element::kHalf, tokens, 2304), context(Element::kHalf, tokens, 768);
-  qkv.Random(1.f);
-  std::vector<int2> ranges(tokens);
-  for (int t = 0; t < tokens; ++t) ranges[t] = make_int2(t / length * length, t / length * length + length);
-  int2* device_ranges;
+// Median time in microseconds of what `launch` puts onto the stream, ten times in a graph.
+template <typename Body>
+float TimeGraph(cudaStream_t stream, const Body& launch) {
+  cudaGraph_t graph;
+  cudaGraphExec_t run;
+  cudaEvent_t a, b;
+  cudaEventCreate(&a), cudaEventCreate(&b);
+  CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < 10; ++i) CHECK_CUDA(launch());
+  CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
+  CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
+  float times[7];
+  for (float& time : times) {
+    cudaEventRecord(a, stream);
+    CHECK_CUDA(cudaGraphLaunch(run, stream));
+    cudaEventRecord(b, stream);
+    CHECK_CUDA(cudaStreamSynchronize(stream));
+    cudaEventElapsedTime(&time, a, b);
+  }
+  std::sort(times, times + 7);
+  cudaGraphExecDestroy(run);
+  cudaGraphDestroy(graph);
+  return times[3] * 100;
+}
+
+// Attention by each kernel, attention of the first tokens, and the norm. Tokens of `jitter` or more shorten rows.
+void TimeAttention(const Machine& machine, int rows, int length, int jitter = 0) {
+  std::vector<int2> ranges, firsts;
+  for (int r = 0, at = 0; r < rows; ++r) {
+    const int mine = length - (jitter > 0 ? static_cast<int>(generator() % jitter) : 0);
+    ranges.insert(ranges.end(), mine, make_int2(at, at + mine));
+    firsts.push_back(make_int2(at, at + mine));
+    at += mine;
+  }
+  const int tokens = static_cast<int>(ranges.size());
+  Matrix qkv(Element::kHalf, tokens, 2304), context(Element::kHalf, tokens, 768), first(Element::kHalf, rows, 768);
+  CHECK_CUDA(FillNoise(Element::kHalf, qkv.device, qkv.rows * qkv.columns, nullptr));
+  first.Random(1.f);
+  int2 *device_ranges, *device_firsts;
   CHECK_CUDA(cudaMalloc(&device_ranges, sizeof(int2) * tokens));
   CHECK_CUDA(cudaMemcpy(device_ranges, ranges.data(), sizeof(int2) * tokens, cudaMemcpyHostToDevice));
+  CHECK_CUDA(cudaMalloc(&device_firsts, sizeof(int2) * rows));
+  CHECK_CUDA(cudaMemcpy(device_firsts, firsts.data(), sizeof(int2) * rows, cudaMemcpyHostToDevice));
   Attention a;
   a.qkv = qkv.device, a.ld = 2304, a.part = 768, a.ranges = device_ranges, a.count = tokens, a.heads = 12;
   a.head_size = 64, a.context = context.device, a.ld_context = 768;
@@ -108,33 +144,29 @@ void TimeAttention(const Machine& machine, int rows, int length) {
   Norm n;
   n.gamma = n.beta = static_cast<float*>(gamma.device);
   n.epsilon = 1e-12f, n.width = 768, n.pitch = 768;
-  cudaEvent_t e[2];
-  cudaEventCreate(&e[0]), cudaEventCreate(&e[1]);
   cudaStream_t stream;
   CHECK_CUDA(cudaStreamCreate(&stream));
-  for (int kind = 0; kind < 2; ++kind) {
-    cudaGraph_t graph;
-    cudaGraphExec_t run;
-    CHECK_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < 10; ++i) {
-      if (kind == 0) CHECK_CUDA(RunAttention(machine, Element::kHalf, a, stream));
-      if (kind == 1)
-        CHECK_CUDA(RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream));
-    }
-    CHECK_CUDA(cudaStreamEndCapture(stream, &graph));
-    CHECK_CUDA(cudaGraphInstantiate(&run, graph, 0));
-    float ms = 0;
-    for (int i = 0; i < 5; ++i) {
-      cudaEventRecord(e[0], stream);
-      CHECK_CUDA(cudaGraphLaunch(run, stream));
-      cudaEventRecord(e[1], stream);
-      CHECK_CUDA(cudaStreamSynchronize(stream));
-      cudaEventElapsedTime(&ms, e[0], e[1]);
-    }
-    std::printf("TIME %s %d x %d: %.2f us\n", kind ? "norm" : "attention", rows, length, ms * 100);
+  const auto attend = [&](AttentionKernel kernel) {
+    a.kernel = kernel;
+    return TimeGraph(stream, [&] { return RunAttention(machine, Element::kHalf, a, stream); });
+  };
+  std::printf("TIME %d x %d%s, us: attention %.2f (tiles %.2f", rows, length, jitter > 0 ? " or less" : "",
+              attend(AttentionKernel::kChosen), attend(AttentionKernel::kTiles));
+  if (machine.hopper) {
+    std::printf(", wgmma 64 %.2f, wgmma 128 %.2f", attend(AttentionKernel::kWgmma64),
+                attend(AttentionKernel::kWgmma128));
   }
+  Attention f = a;
+  f.first_queries = first.device, f.ranges = device_firsts, f.count = rows;
+  std::printf("), of first tokens %.2f, norm %.2f\n",
+              TimeGraph(stream, [&] { return RunAttention(machine, Element::kHalf, f, stream); }),
+              TimeGraph(stream, [&] {
+                return RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream);
+              }));
   std::fflush(stdout);
+  cudaStreamDestroy(stream);
   cudaFree(device_ranges);
+  cudaFree(device_firsts);
 }
 
 }  // namespace
@@ -145,6 +177,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
   for (int rows : {1, 8, 32, 256}) TimeAttention(machine, rows, 128);
   TimeAttention(machine, 1, 32), TimeAttention(machine, 500, 32), TimeAttention(machine, 32, 384);
+  TimeAttention(machine, 800, 64, 48), TimeAttention(machine, 16, 128), TimeAttention(machine, 64, 128);
   for (int m : counts) {
     for (Element in : {Element::kHalf, Element::kFloat8}) {
       TimeGemm(machine, in, Element::kHalf, m, 2304, 768, 0, "qkv");

@@ -55,7 +55,7 @@ __global__ void PlainGemm(const float* x, const float* w, const float* bias, int
   out[static_cast<int64_t>(row) * n + column] = sum;
 }
 
-void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act) {
+void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act, bool adds = false) {
   Matrix x(in, m, k), w(in, n, k), bias(Element::kFloat, 1, n), xf(Element::kFloat, m, k), wf(Element::kFloat, n, k);
   Matrix x_scale(Element::kFloat, m, 1), w_scale(Element::kFloat, n, 1);
   const bool scaled = in == Element::kFloat8;
@@ -91,13 +91,19 @@ void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int 
     g.bias_half = bias_half.device;
   }
   g.scratch = scratch.device, g.scratch_bytes = kLtScratchBytes;
+  Matrix residual(out_type, m, n);
+  if (adds) {
+    residual.Random(1.f);
+    g.residual = residual.device;
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += residual.host[i];
+  }
   for (const Plan& plan : Candidates(machine, g)) {
     out.Poison();
     CHECK_CUDA(RunGemm(machine, plan, g, nullptr));
     const cudaError_t ran = cudaDeviceSynchronize();
     const std::string what = PlanName(plan) + " type " + std::to_string(static_cast<int>(in)) + " " +
                              std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k) + " act " +
-                             std::to_string(act);
+                             std::to_string(act) + (adds ? " with residual" : "");
     if (ran != cudaSuccess) {
       std::printf("FAIL %s: %s\n", what.c_str(), cudaGetErrorString(ran));
       std::exit(1);
@@ -170,27 +176,44 @@ void CheckAttention(const Machine& machine, Element element, int heads, int head
   Attention a;
   a.qkv = qkv.device, a.ld = 3 * part, a.part = part, a.ranges = device_ranges, a.count = count, a.heads = heads;
   a.head_size = head_size, a.context = context.device, a.ld_context = part;
-  context.Poison();
-  CHECK_CUDA(RunAttention(machine, element, a, nullptr));
-  CHECK_CUDA(cudaDeviceSynchronize());
-  Report(what, plain(qkv.host, 3 * part, ranges, tokens), narrow(context, tokens), Tolerance(element));
+  const std::vector<double> expected = plain(qkv.host, 3 * part, ranges, tokens);
+  for (AttentionKernel kernel : {AttentionKernel::kChosen, AttentionKernel::kTiles, AttentionKernel::kWgmma64,
+                                 AttentionKernel::kWgmma128}) {
+    a.kernel = kernel;
+    context.Poison();
+    CHECK_CUDA(RunAttention(machine, element, a, nullptr));
+    CHECK_CUDA(cudaDeviceSynchronize());
+    Report(what + " kernel " + std::to_string(static_cast<int>(kernel)), expected, narrow(context, tokens),
+           Tolerance(element));
+  }
   a.first_queries = first.device, a.ranges = device_rows, a.count = static_cast<int>(rows.size());
   a.context = first_context.device;
   first_context.Poison();
   CHECK_CUDA(RunAttention(machine, element, a, nullptr));
   CHECK_CUDA(cudaDeviceSynchronize());
   Report("first " + what, plain(first.host, part, rows, a.count), narrow(first_context, a.count), Tolerance(element));
+  // The same queries where the rows begin, among those of all tokens.
+  a.first_queries = qkv.device, a.ld_first = 3 * part, a.first_at_range = true;
+  std::vector<float> begins;
+  for (const int2& row : rows) {
+    begins.insert(begins.end(), qkv.host.begin() + row.x * 3 * part, qkv.host.begin() + row.x * 3 * part + part);
+  }
+  first_context.Poison();
+  CHECK_CUDA(RunAttention(machine, element, a, nullptr));
+  CHECK_CUDA(cudaDeviceSynchronize());
+  Report("begins " + what, plain(begins, part, rows, a.count), narrow(first_context, a.count), Tolerance(element));
   cudaFree(device_ranges);
   cudaFree(device_rows);
 }
 
-void CheckNorm(const Machine& machine, Element element, int rows, int width, float scale) {
+void CheckNorm(const Machine& machine, Element element, int rows, int width, float scale, bool summed = false) {
   const int pitch = RoundUp(width, 16);
   Matrix states(element, rows, pitch), delta(element, rows, pitch), gamma(Element::kFloat, 1, width);
   Matrix beta(Element::kFloat, 1, width), fp8(Element::kFloat8, rows, pitch), fp8_scale(Element::kFloat, rows, 1);
   Matrix length(Element::kFloat, rows, 1);
-  states.Random(scale), delta.Random(scale), gamma.Random(1.f), beta.Random(1.f);
+  states.Random(summed ? 0.f : scale), delta.Random(scale), gamma.Random(1.f), beta.Random(1.f);
   fp8.Poison();
+  if (summed) states.Poison();
   std::vector<double> expected(static_cast<size_t>(rows) * width);
   for (int r = 0; r < rows; ++r) {
     double mean = 0, variance = 0;
@@ -204,7 +227,7 @@ void CheckNorm(const Machine& machine, Element element, int rows, int width, flo
   }
   Norm n;
   n.gamma = static_cast<float*>(gamma.device), n.beta = static_cast<float*>(beta.device);
-  n.epsilon = 1e-12f, n.width = width, n.pitch = pitch;
+  n.epsilon = 1e-12f, n.width = width, n.pitch = pitch, n.summed = summed;
   Quantized q;
   if (element == Element::kHalf) {
     q.values = static_cast<uint8_t*>(fp8.device), q.scale = static_cast<float*>(fp8_scale.device);
@@ -220,7 +243,7 @@ void CheckNorm(const Machine& machine, Element element, int rows, int width, flo
       got8.push_back(all8[static_cast<size_t>(r) * pitch + i] * scales[r]);
     }
   }
-  const std::string what = "norm type " + std::to_string(static_cast<int>(element)) + " " + std::to_string(rows) + "x" +
+  const std::string what = std::string(summed ? "summed " : "") + "norm type " + std::to_string(static_cast<int>(element)) + " " + std::to_string(rows) + "x" +
                            std::to_string(width);
   Report(what, expected, got, Tolerance(element));
   if (q.values != nullptr) Report(what + " fp8", expected, got8, Tolerance(Element::kFloat8));
@@ -235,11 +258,18 @@ int main(int argc, char** argv) {
   int act = 0;
   for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat, Element::kFloat8}) {
     if (e == Element::kFloat8 && !machine.hopper) continue;
+    if (!small && (e == Element::kHalf || e == Element::kBFloat)) {  // beyond where cuBLASLt's choices are kept by class
+      CheckGemm(machine, e, e, 2100, 272, 784, 2);
+      if (machine.hopper) CheckGemm(machine, e, e, 4700, 768, 768, 0, true);
+    }
     for (int m : small ? std::vector<int>{1, 129} : std::vector<int>{1, 7, 32, 97, 129, 512, 1000}) {
       CheckGemm(machine, e, e, m, 80, 48, act++ % 5);
       CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 784, 272, act++ % 5);
       if (!small) CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 2304, 768, act++ % 5);
       if (!small) CheckGemm(machine, e, e, m, 768, 3072, act++ % 5);
+      if (machine.hopper && e != Element::kFloat && m > 64) {
+        CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 208, 768, 0, true);
+      }
     }
   }
   for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat}) {
@@ -252,7 +282,11 @@ int main(int argc, char** argv) {
     CheckAttention(machine, e, 2, 96, {50}, 0);
     if (!small) CheckAttention(machine, e, 12, 64, {512, 384, 16}, 0);
     if (!small) CheckAttention(machine, e, 12, 64, std::vector<int>(60, 31), 4);
-    for (int width : {8, 20, 97, 128, 768, 1000, 1024, 2048}) CheckNorm(machine, e, 1 + generator() % 9, width, 1.f);
+    if (!small) CheckAttention(machine, e, 1, 64, {128, 128, 1, 1023, 77, 500}, 65);
+    for (int width : {8, 20, 97, 128, 768, 1000, 1024, 2048}) {
+      CheckNorm(machine, e, 1 + generator() % 9, width, 1.f);
+      CheckNorm(machine, e, 1 + generator() % 9, width, 1.f, true);
+    }
     if (e != Element::kFloat) CheckNorm(machine, e, 5, 768, 8000.f);  // sums beyond what fp16 holds
   }
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);

@@ -103,6 +103,7 @@ inline Machine FirstCard() {
   machine.sms = properties.multiProcessorCount;
   machine.capability = properties.major * 10 + properties.minor;
   if (machine.capability == 90) CHECK_CUDA(FindHopperCode(&machine.hopper));
+  if (machine.hopper) CHECK_CUDA(FindQuads(&machine.quads));
   machine.dependent_launch = machine.capability >= 90;
   return machine;
 }

@@ -7,8 +7,7 @@
 // leaves the registers. kKeyWarps > 1, for few tokens: that many warps share the keys of each block and put their sums
 // together at the end.
 //
-// AttendWarps: one warp a query, any type, any D up to 128: fp32, odd head sizes, and the first tokens of the last
-// layer.
+// AttendWarps: one warp a query, any type, any D up to 128: fp32 and odd head sizes.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
 
@@ -17,6 +16,7 @@ namespace cuda {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kWgmmaTokens = 2048;  // from here on, where it fits
 
 // Byte offset of a 16-byte piece of a row of kBytes, permuted so that eight consecutive rows meet no bank twice.
 template <int kBytes>
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         base[h] = most[h] == -INFINITY ? 0.f : most[h] * scale;  // nothing of this row yet
-        shrink[h] = exp2f(top[h] * scale - base[h]);
+        shrink[h] = FastExp2(top[h] * scale - base[h]);
         top[h] = most[h];
         sum[h] *= shrink[h];
       }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
       for (int j = 0; j < kMine / 8; ++j) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          s[j][i] = exp2f(fmaf(s[j][i], scale, -base[i / 2]));
+          s[j][i] = FastExp2(fmaf(s[j][i], scale, -base[i / 2]));
           sum[i / 2] += s[j][i];
         }
       }
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
 #pragma unroll
       for (int w = 0; w < kKeyWarps; ++w) {
         const float* row = parts + (w * kQueries + r) * kRow;
-        const float weight = exp2f((row[D] - most) * scale);
+        const float weight = FastExp2((row[D] - most) * scale);
         total = fmaf(weight, row[D + 1], total);
         float values[8];
         Load8(row + piece * 8, values);
@@ -234,12 +234,13 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   }
 }
 
-// queries: (count, ld_queries), the part of queries alone. Query i sees keys [ranges[i].x, ranges[i].y).
+// queries: (count, ld_queries), the part of queries alone, or at_range: one at ranges[i].x. Query i sees keys
+// [ranges[i].x, ranges[i].y).
 template <typename T>
 __global__ void __launch_bounds__(128)
-    AttendWarps(const T* __restrict__ queries, int64_t ld_queries, const T* __restrict__ keys, int64_t ld, int part,
-                int head_size, const int2* __restrict__ ranges, int count, float scale, T* __restrict__ context,
-                int64_t ld_context) {
+    AttendWarps(const T* __restrict__ queries, int64_t ld_queries, bool at_range, const T* __restrict__ keys,
+                int64_t ld, int part, int head_size, const int2* __restrict__ ranges, int count, float scale,
+                T* __restrict__ context, int64_t ld_context) {
   constexpr int kMost = 128;
   __shared__ alignas(16) float q[4][kMost];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -247,9 +248,12 @@ __global__ void __launch_bounds__(128)
   LetNextKernelStart();
   WaitForPreviousKernel();
   if (query >= count) return;
-  for (int d = lane; d < head_size; d += 32) q[warp][d] = ToFloat(queries[query * ld_queries + head + d]);
-  __syncwarp();
   const int2 range = ranges[query];
+  if (range.y > range.x) {
+    const T* own = queries + (at_range ? range.x : query) * ld_queries + head;
+    for (int d = lane; d < head_size; d += 32) q[warp][d] = ToFloat(own[d]);
+  }
+  __syncwarp();
   const bool whole = head_size % 8 == 0;
   float out[kMost / 32] = {}, top = -INFINITY, sum = 0.f;
   for (int key0 = range.x; key0 < range.y; key0 += 32) {
@@ -269,7 +273,7 @@ __global__ void __launch_bounds__(128)
       }
     }
     const float most = fmaxf(top, WarpMax(s));
-    const float shrink = exp2f((top - most) * scale), p = exp2f((s - most) * scale);
+    const float shrink = FastExp2((top - most) * scale), p = FastExp2((s - most) * scale);
     top = most;
     sum = sum * shrink + WarpSum(p);
 #pragma unroll
@@ -333,8 +337,9 @@ cudaError_t LaunchWarps(const Machine& machine, const Attention& a, cudaStream_t
   shape.dependent = machine.dependent_launch;
   const T* qkv = static_cast<const T*>(a.qkv);
   const bool own = a.first_queries != nullptr;
-  return Launch(shape, AttendWarps<T>, own ? static_cast<const T*>(a.first_queries) : qkv, own ? a.ld_context : a.ld,
-                qkv + a.part, a.ld, a.part, a.head_size, a.ranges, a.count,
+  return Launch(shape, AttendWarps<T>, own ? static_cast<const T*>(a.first_queries) : qkv,
+                !own ? a.ld : (a.ld_first > 0 ? a.ld_first : a.ld_context), own && a.first_at_range, qkv + a.part, a.ld,
+                a.part, a.head_size, a.ranges, a.count,
                 kLog2E / sqrtf(static_cast<float>(a.head_size)), static_cast<T*>(a.context), a.ld_context);
 }
 
@@ -349,6 +354,14 @@ cudaError_t RunHalfAttention(const Machine& machine, const Attention& a, cudaStr
 }  // namespace
 
 cudaError_t RunAttention(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
+  if (FirstAttentionFits(a)) return RunFirstAttention(machine, element, a, stream);
+  if (WgmmaAttentionFits(machine, element, a)) {
+    AttentionKernel kernel = a.kernel;
+    if (kernel == AttentionKernel::kChosen && a.count >= kWgmmaTokens) kernel = AttentionKernel::kWgmma128;
+    if (kernel == AttentionKernel::kWgmma64 || kernel == AttentionKernel::kWgmma128) {
+      return RunWgmmaAttention(machine, element, a, kernel, stream);
+    }
+  }
   if (element == Element::kFloat) return LaunchWarps<float>(machine, a, stream);
   return element == Element::kHalf ? RunHalfAttention<Half>(machine, a, stream)
                                    : RunHalfAttention<BFloat>(machine, a, stream);

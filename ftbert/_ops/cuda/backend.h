@@ -151,7 +151,7 @@ class CudaBackend final : public Backend {
   void Multiply(CudaWorkspace* w, Gemm gemm, const char* doing);
   // x = the rows' states, in the type that `weight` wants.
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
-  void AddNorm(CudaWorkspace* w, Rows* rows, const NormParameters& norm);
+  void MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm gemm, const char* doing, const NormParameters& norm);
   void Check(CudaWorkspace* w, cudaError_t error, const char* doing) const;
 
   Config config_;

@@ -59,10 +59,16 @@ template <typename T>
 __device__ __forceinline__ uint32_t PackPair(float low, float high);
 template <>
 __device__ __forceinline__ uint32_t PackPair<Half>(float low, float high) {
+#if __CUDACC_VER_MAJOR__ > 12 || (__CUDACC_VER_MAJOR__ == 12 && __CUDACC_VER_MINOR__ >= 4)
+  uint32_t bits;  // saturates too, in one instruction
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+#else
   __half2 pair = __floats2half2_rn(low, high);
   const __half2 top = __half2half2(__ushort_as_half(0x7bff)), bottom = __half2half2(__ushort_as_half(0xfbff));
   pair = __hmax2_nan(__hmin2_nan(pair, top), bottom);
   return *reinterpret_cast<uint32_t*>(&pair);
+#endif
 }
 template <>
 __device__ __forceinline__ uint32_t PackPair<BFloat>(float low, float high) {
@@ -122,6 +128,13 @@ __device__ __forceinline__ float WarpMax(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
   return x;
+}
+
+// 2^x within 2 units of the last place; results that are denormal become 0, as weights of a softmax may.
+__device__ __forceinline__ float FastExp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // ---- Activations --------------------------------------------------------------------------------------------------

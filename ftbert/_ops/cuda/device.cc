@@ -127,6 +127,10 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
       return Status(Code::kUnavailable, FromCuda(started, "starting " + machine->name).message() +
                                             " Build ftbert with this card's architecture in FTBERT_CUDA_ARCHS.");
     }
+    if (machine->hopper && FindQuads(&machine->quads) != cudaSuccess) {
+      cudaGetLastError();
+      machine->quads = 0;
+    }
   }
   machine->dependent_launch = machine->capability >= 90 && driver >= 12030;  // in graphs since 12.3
   if (precision == Precision::kInt8) {

@@ -13,6 +13,7 @@ struct EpilogueArgs {
   const float* bias;
   const float* w_scale;
   RowScale x_scale, out_scale;
+  const void* residual;
   void* out;
   int64_t ldo;
   int m, n, k;
@@ -20,64 +21,91 @@ struct EpilogueArgs {
 };
 
 inline EpilogueArgs MakeEpilogueArgs(const Gemm& g) {
-  return EpilogueArgs{g.bias, g.w_scale, g.x_scale, g.out_scale, g.out, g.ldo, g.m, g.n, g.k, static_cast<Act>(g.act)};
+  return EpilogueArgs{g.bias, g.w_scale, g.x_scale, g.out_scale, g.residual, g.out, g.ldo, g.m, g.n, g.k, static_cast<Act>(g.act)};
 }
 
 __device__ __forceinline__ float RowScaleOf(const RowScale& scale, int row, int rows) {
   return scale.values != nullptr && row < rows ? fmaf(scale.gain, scale.values[row], scale.offset) : 1.f;
 }
 
+// What a fragment's end needs of its tile: bias (and weights' scales behind it, `columns` floats on) in shared memory,
+// and the scales of the thread's two rows. Read before the products, so that nothing waits for memory after them.
+struct FragmentScales {
+  uint32_t bias;
+  float x[2];
+  float inverse_out[2];  // 1 / out_scale
+};
+
+__device__ __forceinline__ void StoreShared(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+__device__ __forceinline__ float2 LoadShared2(uint32_t address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
+  return v;
+}
+
 // Applies scales, bias and activation to the fragment of one 64-row block, in place. acc is laid out as Wgmma says.
 template <Act kAct, bool kScaled, int kColumns>
-__device__ __forceinline__ void FinishFragment(float (&acc)[kColumns / 2], const EpilogueArgs& e, int column, int row) {
-  float x_scale[2] = {1.f, 1.f};
-  if (kScaled) {
-    x_scale[0] = RowScaleOf(e.x_scale, row, e.m);
-    x_scale[1] = RowScaleOf(e.x_scale, row + 8, e.m);
-  }
+__device__ __forceinline__ void FinishFragment(float (&acc)[kColumns / 2], const FragmentScales& scales, int lane) {
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
-    const int n = column + j * 8;
-    float2 bias = make_float2(0.f, 0.f), w_scale = make_float2(1.f, 1.f);
-    if (n < e.n) {
-      bias = __ldg(reinterpret_cast<const float2*>(e.bias + n));
-      if (kScaled) w_scale = __ldg(reinterpret_cast<const float2*>(e.w_scale + n));
-    }
+    const uint32_t at = scales.bias + (j * 8 + lane % 4 * 2) * 4;
+    const float2 bias = LoadShared2(at);
+    float2 w_scale = make_float2(1.f, 1.f);
+    if (kScaled) w_scale = LoadShared2(at + kColumns * 4);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float* pair = &acc[4 * j + 2 * h];
       if (kScaled) {
-        pair[0] *= x_scale[h] * w_scale.x;
-        pair[1] *= x_scale[h] * w_scale.y;
+        pair[0] = fmaf(pair[0], scales.x[h] * w_scale.x, bias.x);
+        pair[1] = fmaf(pair[1], scales.x[h] * w_scale.y, bias.y);
+      } else {
+        pair[0] += bias.x;
+        pair[1] += bias.y;
       }
-      pair[0] = Activate<kAct, false>(pair[0] + bias.x);
-      pair[1] = Activate<kAct, false>(pair[1] + bias.y);
+      pair[0] = Activate<kAct, false>(pair[0]);
+      pair[1] = Activate<kAct, false>(pair[1]);
     }
   }
 }
 
 template <bool kScaled, int kColumns>
-__device__ __forceinline__ void FinishFragmentBy(float (&acc)[kColumns / 2], const EpilogueArgs& e, int column,
-                                                 int row) {
-  switch (e.act) {
+__device__ __forceinline__ void FinishFragmentBy(Act act, float (&acc)[kColumns / 2], const FragmentScales& scales,
+                                                 int lane) {
+  switch (act) {
     case Act::kNone:
-      return FinishFragment<Act::kNone, kScaled, kColumns>(acc, e, column, row);
+      return FinishFragment<Act::kNone, kScaled, kColumns>(acc, scales, lane);
     case Act::kGeluErf:
-      return FinishFragment<Act::kGeluErf, kScaled, kColumns>(acc, e, column, row);
+      return FinishFragment<Act::kGeluErf, kScaled, kColumns>(acc, scales, lane);
     case Act::kGeluTanh:
-      return FinishFragment<Act::kGeluTanh, kScaled, kColumns>(acc, e, column, row);
+      return FinishFragment<Act::kGeluTanh, kScaled, kColumns>(acc, scales, lane);
     case Act::kRelu:
-      return FinishFragment<Act::kRelu, kScaled, kColumns>(acc, e, column, row);
+      return FinishFragment<Act::kRelu, kScaled, kColumns>(acc, scales, lane);
     case Act::kTanh:
-      return FinishFragment<Act::kTanh, kScaled, kColumns>(acc, e, column, row);
+      return FinishFragment<Act::kTanh, kScaled, kColumns>(acc, scales, lane);
   }
 }
 
+// a + b, eight values of 16 bits each.
+template <typename T>
+__device__ __forceinline__ uint4 AddPieces(const uint4& a, const uint4& b) {
+  const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+  uint32_t sums[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 p = UnpackPair<T>(x[i]), q = UnpackPair<T>(y[i]);
+    sums[i] = PackPair<T>(p.x + q.x, p.y + q.y);
+  }
+  return make_uint4(sums[0], sums[1], sums[2], sums[3]);
+}
+
 // Writes a warp's 16 finished rows of a 64-row fragment: through its own piece of shared memory, then 16 bytes a
-// thread.
+// thread, with the residual added on the way. The residual's pieces of half the fragment are asked for together.
 template <typename Out, int kColumns, int kPitch>
-__device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], const EpilogueArgs& e, uint32_t staging,
-                                           int row, int column, int lane) {
+__device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], const EpilogueArgs& e,
+                                           const FragmentScales& scales, uint32_t staging, int row, int column,
+                                           int lane) {
 #if __CUDA_ARCH__ >= 900
   __syncwarp();
   if constexpr (sizeof(Out) == 2) {
@@ -93,13 +121,11 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
                    : "memory");
     }
   } else {
-    const int r = row + lane / 4;
-    const float inverse0 = 1.f / RowScaleOf(e.out_scale, r, e.m), inverse1 = 1.f / RowScaleOf(e.out_scale, r + 8, e.m);
     const uint32_t address = staging + lane / 4 * kPitch + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j) {
-      const uint16_t top = PackFloat8Pair(acc[4 * j] * inverse0, acc[4 * j + 1] * inverse0);
-      const uint16_t low = PackFloat8Pair(acc[4 * j + 2] * inverse1, acc[4 * j + 3] * inverse1);
+      const uint16_t top = PackFloat8Pair(acc[4 * j] * scales.inverse_out[0], acc[4 * j + 1] * scales.inverse_out[0]);
+      const uint16_t low = PackFloat8Pair(acc[4 * j + 2] * scales.inverse_out[1], acc[4 * j + 3] * scales.inverse_out[1]);
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(address + j * 8), "h"(top) : "memory");
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(address + j * 8 + 8 * kPitch), "h"(low) : "memory");
     }
@@ -107,18 +133,48 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
   __syncwarp();
   constexpr int kPer = 16 / sizeof(Out);           // values in 16 bytes
   constexpr int kPieces = kColumns / kPer;         // of a row
-#pragma unroll
-  for (int i = 0; i < 16 * kPieces / 32; ++i) {
+  constexpr int kEach = 16 * kPieces / 32;         // of a lane
+  const auto load = [&](int i) {
     const int piece = i * 32 + lane, r = piece / kPieces, n = piece % kPieces * kPer;
-    uint32_t v[4];
+    uint4 v;
     asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(staging + r * kPitch + n * static_cast<int>(sizeof(Out)))
                  : "memory");
-    if (row + r < e.m && column + n < e.n) {
-      *reinterpret_cast<uint4*>(static_cast<Out*>(e.out) + (row + r) * e.ldo + column + n) =
-          make_uint4(v[0], v[1], v[2], v[3]);
+    return v;
+  };
+  const auto place = [&](int i) {
+    const int piece = i * 32 + lane, r = piece / kPieces, n = piece % kPieces * kPer;
+    return row + r < e.m && column + n < e.n ? (row + r) * e.ldo + column + n : int64_t{-1};
+  };
+  if constexpr (sizeof(Out) == 2) {
+    if (e.residual != nullptr) {
+      constexpr int kTogether = kEach % 4 == 0 ? 4 : (kEach % 3 == 0 ? 3 : 2);
+      static_assert(kEach % kTogether == 0, "pieces are left");
+#pragma unroll
+      for (int i0 = 0; i0 < kEach; i0 += kTogether) {
+        uint4 old[kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int64_t at = place(i0 + i);
+          old[i] = make_uint4(0, 0, 0, 0);
+          if (at >= 0) old[i] = *reinterpret_cast<const uint4*>(static_cast<const Out*>(e.residual) + at);
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int64_t at = place(i0 + i);
+          const uint4 sum = AddPieces<Out>(load(i0 + i), old[i]);
+          if (at >= 0) *reinterpret_cast<uint4*>(static_cast<Out*>(e.out) + at) = sum;
+        }
+      }
+      return;
     }
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t at = place(i);
+    const uint4 v = load(i);
+    if (at >= 0) *reinterpret_cast<uint4*>(static_cast<Out*>(e.out) + at) = v;
   }
 #endif
 }

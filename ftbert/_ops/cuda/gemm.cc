@@ -10,6 +10,7 @@ namespace {
 constexpr int kMostSplit = 8;    // the largest portable cluster
 constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
+constexpr int kLtRows = 2048;        // from here on cuBLASLt's first choice is faster than ours on Hopper
 constexpr int kMostSplitRows = 512;  // and up to here it is searched
 
 int Slices(const Gemm& g) { return (g.k * ElementBytes(g.in) + 127) / 128; }
@@ -52,6 +53,7 @@ constexpr WgmmaCost kWgmmaCosts[kWgmmaVariants] = {
     {0.23f, 1.5f, 0.4f, 0.9f},   // 128 x 64
     {0.45f, 1.f, 0.4f, 2.f},     // 64 x 256 alternating in clusters
     {0.19f, 1.3f, 0.3f, 1.15f},  // 64 x 96 alternating
+    {0.60f, 0.6f, 0.4f, 2.f},    // 128 x 128 alternating, two by two CTAs in a cluster
 };
 constexpr float kFloat8Tile = 1.f;  // scaling by row and column; half of it hides where tiles alternate
 
@@ -60,8 +62,9 @@ Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
   float least = 1e30f;
   for (int v = 0; v < kWgmmaVariants; ++v) {
     const WgmmaTile& t = kWgmmaTiles[v];
-    const int tiles = CeilDiv(g.n, t.columns) * CeilDiv(CeilDiv(g.m, t.rows), t.cluster);
-    const int waves = CeilDiv(tiles, machine.sms / t.cluster);
+    const int most = ClustersAtOnce(machine, t);
+    if (most == 0) continue;
+    const int waves = CeilDiv(ClusterTiles(t, g), most);
     const WgmmaCost& cost = kWgmmaCosts[v];
     const float each = Slices(g) * cost.slice + cost.tile + (g.act != 0 ? cost.activation : 0.f) +
                        (g.in == Element::kFloat8 ? (t.alternate ? 0.5f : 1.f) * kFloat8Tile : 0.f);
@@ -73,9 +76,18 @@ Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
 
 }  // namespace
 
+int HeightClass(int m) {
+  int top = 32;
+  while (top < m && top < 2048) top += top >= 128 ? top / 2 / 16 * 16 : top;
+  if (m <= top) return top;
+  int power = 2048;
+  while (power * 2 < m && power < (1 << 29)) power *= 2;
+  return RoundUp(m, power / 8);
+}
+
 Plan PlanFor(const Machine& machine, const Gemm& g) {
-  // fp32, and large products on other cards than Hopper: cuBLASLt where it is.
-  const bool wants_lt = g.in == Element::kFloat ? g.m >= 16 : (!machine.hopper && g.m >= 256);
+  // fp32, and large products: cuBLASLt where it is.
+  const bool wants_lt = g.in == Element::kFloat ? g.m >= 16 : g.m >= (machine.hopper ? kLtRows : 256);
   if (wants_lt && LtChoices(machine, g) > 0) return Plan{Family::kLt, 0, 1};
   if (g.in == Element::kFloat) return Plan{Family::kSimt, 0, 1};
   if (!machine.hopper) {
@@ -98,14 +110,16 @@ std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
     plans.push_back(Plan{Family::kSimt, 0, 1});
     return plans;
   }
-  if (g.in != Element::kFloat8) {
+  if (g.in != Element::kFloat8 && g.residual == nullptr) {
     for (int v = 0; v < 3; ++v) plans.push_back(Plan{Family::kMma, v, 1});
   }
   if (!machine.hopper) return plans;
   if (g.m > 64) {
-    for (int v = 0; v < kWgmmaVariants; ++v) plans.push_back(Plan{Family::kWgmma, v, 1});
+    for (int v = 0; v < kWgmmaVariants; ++v) {
+      if (ClustersAtOnce(machine, kWgmmaTiles[v]) > 0) plans.push_back(Plan{Family::kWgmma, v, 1});
+    }
   }
-  if (g.m <= kMostSplitRows) {
+  if (g.m <= kMostSplitRows && g.residual == nullptr) {
     for (int v = 0; v < kSplitVariants; ++v) {
       if (v > 0 && g.m <= kSplitTokens[v - 1]) continue;
       for (int split = 1; split <= kMostSplit; ++split) {
@@ -135,7 +149,12 @@ std::string PlanName(const Plan& plan) {
   return "";
 }
 
+bool CanRun(const Plan& plan, const Gemm& g) {
+  return g.residual == nullptr || plan.family == Family::kWgmma || plan.family == Family::kLt;
+}
+
 cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cudaStream_t stream) {
+  if (!CanRun(plan, g)) return cudaErrorNotSupported;
   switch (plan.family) {
     case Family::kSimt:
       return RunSimt(machine, g, stream);

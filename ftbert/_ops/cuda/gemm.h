@@ -1,4 +1,4 @@
-// Matrix products: out (M, N) = act(x (M, K) w (N, K)^T + bias), and the kernels that can compute them.
+// Matrix products: out (M, N) = act(x (M, K) w (N, K)^T + bias) [+ residual], and the kernels that can compute them.
 //
 // Both operands are K-major (row-major x, weights stored output by output), rows 16-byte aligned, N and K multiples of
 // 16 (padding columns hold zeros, padding weights too). A Plan names a kernel; PlanFor and Search choose it.
@@ -47,6 +47,7 @@ struct Gemm {
   void* out = nullptr;           // (m, ldo)
   int64_t ldo = 0;
   int act = 0;                   // Act
+  const void* residual = nullptr;  // (m, ldo) in out_type, added last; kWgmma and kLt only, and no fp8 out
   RowScale x_scale;              // fp8 in: x = stored * scale
   const float* w_scale = nullptr;  // fp8 in: (n,)
   RowScale out_scale;            // fp8 out: stored = value / scale
@@ -69,6 +70,7 @@ struct Plan {
 struct Machine {
   int device = 0;
   int sms = 0;
+  int quads = 0;             // clusters of 4 CTAs that fill a multiprocessor each, at once
   int capability = 0;        // 90 for 9.0
   bool hopper = false;       // wgmma kernels are in this build and run here
   bool dependent_launch = false;
@@ -79,8 +81,14 @@ struct Machine {
 // Kernel launches. Each returns the launch's error.
 cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& gemm, cudaStream_t stream);
 
+// Products of similar height share a choice: the largest height of m's class. Classes are narrow where the number of
+// waves matters.
+int HeightClass(int m);
+
 // The plan known to be good for shapes like this one without measuring.
 Plan PlanFor(const Machine& machine, const Gemm& gemm);
+// Whether a plan, wherever it came from, can run this product: not every family adds a residual.
+bool CanRun(const Plan& plan, const Gemm& gemm);
 // Everything that can run it, for Search.
 std::vector<Plan> Candidates(const Machine& machine, const Gemm& gemm);
 std::string PlanName(const Plan& plan);
@@ -88,6 +96,8 @@ std::string PlanName(const Plan& plan);
 // Whether the code that runs on the current card has Hopper's own instructions (built for 90a; for 90 it has not, and
 // the kernels that need them are empty).
 cudaError_t FindHopperCode(bool* built);
+// Machine::quads of the current card.
+cudaError_t FindQuads(int* quads);
 
 // One per family (gemm_<family>.cu).
 cudaError_t RunSimt(const Machine& machine, const Gemm& gemm, cudaStream_t stream);
@@ -98,7 +108,7 @@ cudaError_t RunWgmmaFloat8(const Machine& machine, int variant, const Gemm& gemm
 cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& gemm, cudaStream_t stream);
 
 // Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share
-// one), and how many CTAs of a cluster share the weight tile.
+// one), and how many CTAs of a cluster share tiles (2: the weights'; 4: two by two, both).
 struct WgmmaTile {
   int rows, columns;
   bool alternate;
@@ -107,8 +117,18 @@ struct WgmmaTile {
 constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1},  {128, 128, true, 2},  {128, 192, true, 1},
                                      {128, 256, false, 1}, {128, 256, false, 2}, {128, 192, false, 1},
                                      {128, 128, false, 1}, {128, 96, false, 1},  {128, 64, false, 1},
-                                     {64, 256, true, 2},   {64, 96, true, 1}};
+                                     {64, 256, true, 2},   {64, 96, true, 1},    {128, 128, true, 4}};
 constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
+
+// Clusters that run at once. Those of four do not fill every group of multiprocessors: sixteen or eighteen share one.
+inline int ClustersAtOnce(const Machine& machine, const WgmmaTile& tile) {
+  return tile.cluster == 4 ? machine.quads : machine.sms / tile.cluster;
+}
+// What a cluster works on at a time, how many of it a product has.
+inline int ClusterTiles(const WgmmaTile& tile, const Gemm& g) {
+  const int down = tile.cluster > 1 ? 2 : 1, across = tile.cluster / down;
+  return CeilDiv(g.n, tile.columns * across) * CeilDiv(g.m, tile.rows * down);
+}
 
 // Tokens of a tile of the split-K kernel.
 constexpr int kSplitTokens[] = {32, 64};

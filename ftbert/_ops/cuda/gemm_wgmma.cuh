@@ -4,7 +4,9 @@
 // keeps kStages slices of 128 bytes of K in flight through the copy engine. With kAlternate each multiplying warpgroup
 // owns every other tile, so that one's epilogue hides behind the other's products; otherwise both share each tile, 64
 // rows each. With a cluster of 2 the two CTAs take neighbouring row blocks, and each loads half of the weight tile for
-// both.
+// both. With a cluster of 4 the CTAs take two row blocks times two column blocks (rank: bit 0 the row block, bit 1 the
+// column block), and the two that share rows also each load half of them for both: what L2 must deliver is then 16 KiB
+// a slice and CTA for tiles of 128 x 128, where 32 KiB without sharing are more than it can.
 #ifndef FTBERT_CUDA_GEMM_WGMMA_CUH_
 #define FTBERT_CUDA_GEMM_WGMMA_CUH_
 
@@ -22,10 +24,11 @@ struct WgmmaSizes {
   // 16 bytes against bank conflicts.
   static constexpr int kPitch = kColumns * static_cast<int>(sizeof(Out)) + 16;
   static constexpr int kStaging = 8 * 16 * kPitch;
-  static constexpr int kAvailable = 227 * 1024 - 1024 - 256;
+  static constexpr int kParameters = 2 * 2 * kColumns * 4;  // bias and scales of each warpgroup's columns
+  static constexpr int kAvailable = 227 * 1024 - 1024 - 256 - kParameters;
   static constexpr int kMost = (kAvailable - kStaging) / kStageBytes;
   static constexpr int kStages = kMost > 7 ? 7 : kMost;
-  static constexpr int kShared = kStages * kStageBytes + kStaging + 1024 + 256;
+  static constexpr int kShared = kStages * kStageBytes + kStaging + kParameters + 1024 + 256;
 };
 
 template <typename In, typename Out, int kRows, int kColumns, bool kAlternate, int kCluster>
@@ -35,15 +38,20 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
 #if FTBERT_HOPPER
   using Sizes = WgmmaSizes<Out, kRows, kColumns, kAlternate>;
   constexpr int kStages = Sizes::kStages;
+  constexpr bool kScaled = sizeof(In) == 1;
   constexpr int kSlice = 128 / sizeof(In);                      // values of K in a stage
   constexpr int kBlocks = kAlternate ? kRows / 64 : 1;          // 64-row blocks of one warpgroup
-  constexpr int kConsumers = (kAlternate ? 1 : 2) * kCluster;   // warpgroups that must leave a stage
+  constexpr int kRowCtas = kCluster > 1 ? 2 : 1, kColumnCtas = kCluster / kRowCtas;  // of a cluster
+  constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: all but the diagonal one
+  constexpr int kConsumers = (kAlternate ? 1 : 2) * kWriters;   // warpgroups that must leave a stage
   extern __shared__ uint8_t raw[];
   const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
   const uint32_t staging = base + kStages * Sizes::kStageBytes;
-  const uint32_t full = staging + Sizes::kStaging, empty = full + 8 * kStages;
+  const uint32_t parameters = staging + Sizes::kStaging;
+  const uint32_t full = parameters + Sizes::kParameters, empty = full + 8 * kStages;
   const int warpgroup = threadIdx.x / 128;
   const uint32_t rank = kCluster > 1 ? ClusterRank() : 0;
+  const uint32_t row_rank = rank % kRowCtas, column_rank = rank / kRowCtas;
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);
     PrefetchMap(&w_map);
@@ -61,15 +69,24 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
   }
   LetNextKernelStart();
 
-  const int columns = CeilDiv(e.n, kColumns);
-  const int tiles = columns * CeilDiv(CeilDiv(e.m, kRows), kCluster);
+  const int columns = CeilDiv(CeilDiv(e.n, kColumns), kColumnCtas);
+  const int tiles = columns * CeilDiv(CeilDiv(e.m, kRows), kRowCtas);
+  const auto column_of = [&](int tile) { return (tile % columns * kColumnCtas + static_cast<int>(column_rank)) * kColumns; };
+  const auto row_of = [&](int tile) { return (tile / columns * kRowCtas + static_cast<int>(row_rank)) * kRows; };
   const int slices = CeilDiv(e.k, kSlice);
   const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
 
   if (warpgroup == 0) {
     GiveRegisters<40>();
     const auto load_x = [&](int stage, int slice, int row) {
-      LoadTile(base + stage * Sizes::kStageBytes, &x_map, full + 8 * stage, slice * kSlice, row);
+      const uint32_t x_tile = base + stage * Sizes::kStageBytes;
+      if (kColumnCtas == 1) {
+        LoadTile(x_tile, &x_map, full + 8 * stage, slice * kSlice, row);
+      } else {
+        constexpr int kShare = kRows / kColumnCtas;
+        LoadTileMulticast(x_tile + column_rank * kShare * 128, &x_map, full + 8 * stage, slice * kSlice,
+                          row + column_rank * kShare, 5 << row_rank);
+      }
     };
     const auto load_w = [&](int stage, int slice, int column) {
       const uint32_t barrier = full + 8 * stage, w_tile = base + stage * Sizes::kStageBytes + kRows * 128;
@@ -77,22 +94,21 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
       if (kCluster == 1) {
         LoadTile(w_tile, &w_map, barrier, slice * kSlice, column);
       } else {
-        constexpr int kShare = kColumns / kCluster;
-        LoadTileMulticast(w_tile + rank * kShare * 128, &w_map, barrier, slice * kSlice, column + rank * kShare,
-                          (1 << kCluster) - 1);
+        constexpr int kShare = kColumns / kRowCtas;
+        LoadTileMulticast(w_tile + row_rank * kShare * 128, &w_map, barrier, slice * kSlice,
+                          column + row_rank * kShare, 3 << 2 * column_rank);
       }
     };
     if (threadIdx.x == 0) {
       // The weights of the first stages do not depend on the kernel before.
       const int early = first < tiles ? (slices < kStages ? slices : kStages) : 0;
-      for (int slice = 0; slice < early; ++slice) load_w(slice, slice, first % columns * kColumns);
+      for (int slice = 0; slice < early; ++slice) load_w(slice, slice, column_of(first));
       WaitForPreviousKernel();
       int stage = 0;
       uint32_t parity = 1;
       bool ahead = true;
       for (int tile = first; tile < tiles; tile += stride, ahead = false) {
-        const int column = tile % columns * kColumns;
-        const int row = (tile / columns * kCluster + rank) * kRows;
+        const int column = column_of(tile), row = row_of(tile);
         for (int slice = 0; slice < slices; ++slice) {
           if (!ahead || slice >= early) {
             BarrierWait(empty + 8 * stage, parity);
@@ -118,6 +134,17 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
     const int mine = warpgroup - 1;
     const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
     const uint32_t my_staging = staging + (mine * 4 + warp) * 16 * Sizes::kPitch;
+    const uint32_t my_parameters = parameters + mine * 2 * kColumns * 4;
+    // Tells every CTA that writes into this stage, itself among them.
+    const auto leave = [&](int stage) {
+      const uint32_t to = threadIdx.x % 128;
+      if (to >= kCluster) return;
+      if (kCluster == 1) {
+        BarrierArrive(empty + 8 * stage);
+      } else if (kColumnCtas == 1 || to != (rank ^ 3)) {
+        BarrierArriveRemote(empty + 8 * stage, to);
+      }
+    };
     int slice_count = 0;  // slices of all tiles so far: names the stage and its parity
     int turn = 0;
     if (kAlternate && mine == 1) NamedBarrierArrive(1, 256);  // the first turn is warpgroup 0's
@@ -125,6 +152,27 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
       if (kAlternate && turn != mine) {
         slice_count += slices;
         continue;
+      }
+      const int column = column_of(tile), row0 = row_of(tile) + (kAlternate ? 0 : mine * 64) + warp * 16;
+      constexpr int kEach = (kColumns + 127) / 128;  // columns of a thread
+      float bias[kEach], w_scale[kEach];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int n = i * 128 + threadIdx.x % 128;
+        const bool valid = n < kColumns && column + n < e.n;
+        bias[i] = valid ? __ldg(e.bias + column + n) : 0.f;
+        if (kScaled) w_scale[i] = valid ? __ldg(e.w_scale + column + n) : 0.f;
+      }
+      FragmentScales scales[kBlocks];
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        scales[block].bias = my_parameters;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int row = row0 + block * 64 + lane / 4 + 8 * h;
+          if (kScaled) scales[block].x[h] = RowScaleOf(e.x_scale, row, e.m);
+          if (sizeof(Out) == 1) scales[block].inverse_out[h] = 1.f / RowScaleOf(e.out_scale, row, e.m);
+        }
       }
       float acc[kBlocks][kColumns / 2];
       if (kAlternate) NamedBarrierSync(1 + mine, 256);
@@ -145,32 +193,27 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
         }
         WgmmaCommit();
         WgmmaWait<1>();
-        if (previous >= 0 && threadIdx.x % 128 < kCluster) {
-          if (kCluster == 1) {
-            BarrierArrive(empty + 8 * previous);
-          } else {
-            BarrierArriveRemote(empty + 8 * previous, threadIdx.x % 128);
-          }
-        }
+        if (previous >= 0) leave(previous);
         previous = stage;
       }
       if (kAlternate) NamedBarrierArrive(1 + (mine ^ 1), 256);
       WgmmaWait<0>();
-      if (threadIdx.x % 128 < kCluster) {
-        if (kCluster == 1) {
-          BarrierArrive(empty + 8 * previous);
-        } else {
-          BarrierArriveRemote(empty + 8 * previous, threadIdx.x % 128);
-        }
-      }
+      leave(previous);
 
-      const int column = tile % columns * kColumns;
-      const int row0 = (tile / columns * kCluster + rank) * kRows + (kAlternate ? 0 : mine * 64) + warp * 16;
+      NamedBarrierSync(3 + mine, 128);  // no warp still reads those of the tile before
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int n = i * 128 + threadIdx.x % 128;
+        if (n >= kColumns) continue;
+        StoreShared(my_parameters + n * 4, bias[i]);
+        if (kScaled) StoreShared(my_parameters + (kColumns + n) * 4, w_scale[i]);
+      }
+      NamedBarrierSync(3 + mine, 128);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        const int row = row0 + block * 64;
-        FinishFragmentBy<sizeof(In) == 1, kColumns>(acc[block], e, column + lane % 4 * 2, row + lane / 4);
-        StoreBlock<Out, kColumns, Sizes::kPitch>(acc[block], e, my_staging, row, column, lane);
+        FinishFragmentBy<kScaled, kColumns>(e.act, acc[block], scales[block], lane);
+        StoreBlock<Out, kColumns, Sizes::kPitch>(acc[block], e, scales[block], my_staging, row0 + block * 64, column,
+                                                 lane);
       }
     }
   }
@@ -191,13 +234,14 @@ cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaS
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
   if (refused != cudaSuccess) return refused;
+  constexpr int kRowCtas = kTile.cluster > 1 ? 2 : 1, kColumnCtas = kTile.cluster / kRowCtas;
   CUtensorMap x_map, w_map;
-  cudaError_t error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTile.rows);
-  if (error == cudaSuccess) error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kTile.columns / kTile.cluster);
+  cudaError_t error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTile.rows / kColumnCtas);
+  if (error == cudaSuccess) error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kTile.columns / kRowCtas);
   if (error != cudaSuccess) return error;
-  const int tiles = CeilDiv(g.n, kTile.columns) * CeilDiv(CeilDiv(g.m, kTile.rows), kTile.cluster);
+  const int tiles = ClusterTiles(kTile, g), most = ClustersAtOnce(machine, kTile);
+  if (most == 0) return cudaErrorNotSupported;
   LaunchShape shape;
-  const int most = machine.sms / kTile.cluster;
   shape.grid = dim3((tiles < most ? tiles : most) * kTile.cluster);
   shape.block = dim3(384);
   shape.shared = Sizes::kShared;
@@ -232,6 +276,8 @@ cudaError_t RunWgmma(const Machine& machine, Element in, int variant, const Gemm
       return LaunchWgmma<In, Out, 9>(machine, in, g, stream);
     case 10:
       return LaunchWgmma<In, Out, 10>(machine, in, g, stream);
+    case 11:
+      return LaunchWgmma<In, Out, 11>(machine, in, g, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -33,6 +33,7 @@ struct Norm {
   float epsilon = 0.f;
   int width = 0;
   int64_t pitch = 0;
+  bool summed = false;  // delta already holds states + delta
 };
 
 struct Embedding {
@@ -46,23 +47,35 @@ struct Embedding {
   int2* row_ranges = nullptr;       // (B,) out
 };
 
+// The kernels of attention: kChosen leaves it to the rule.
+enum class AttentionKernel : int { kChosen = 0, kTiles = 1, kWgmma64 = 2, kWgmma128 = 3 };
+
 struct Attention {
   const void* qkv = nullptr;  // (T, ld): queries at 0, keys at `part`, values at 2 * part
   int64_t ld = 0;
   int part = 0;
-  const void* first_queries = nullptr;  // (count, ld_context): queries of their own, one a range; null: those of qkv
+  const void* first_queries = nullptr;  // (count, ld_first): queries of their own, one a range; null: those of qkv
+  int64_t ld_first = 0;                 // 0: ld_context
+  bool first_at_range = false;          // query i lies at row ranges[i].x, where its keys begin, not at row i
   const int2* ranges = nullptr;         // (count,) keys of each query
   int count = 0, heads = 0, head_size = 0;
   void* context = nullptr;    // (count, ld_context)
   int64_t ld_context = 0;
+  AttentionKernel kernel = AttentionKernel::kChosen;
 };
 
 cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& embedding, const Norm& norm,
                      void* states, const Quantized& quantized, cudaStream_t stream);
-// states = norm(states + delta), one pass, in fp32
+// states = norm(states + delta), one pass, in fp32; norm(delta) where summed
 cudaError_t RunAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
                        const void* delta, const Quantized& quantized, cudaStream_t stream);
 cudaError_t RunAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
+// attention_first.cu, attention_wgmma.cu: what RunAttention chooses from besides its own
+bool FirstAttentionFits(const Attention& attention);
+cudaError_t RunFirstAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
+bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention& attention);
+cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& attention,
+                              AttentionKernel kernel, cudaStream_t stream);
 // first[b] = states[ranges[b].x], quantized where wanted
 cudaError_t RunGather(const Machine& machine, Element element, const int2* ranges, int rows, int64_t pitch,
                       const void* states, void* first, const Quantized& quantized, cudaStream_t stream);

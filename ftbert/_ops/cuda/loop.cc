@@ -9,6 +9,8 @@ namespace {
 // How many products ahead weights are brought into L2: about a layer's, which L2 holds beside the activations.
 constexpr size_t kReach = 2;
 constexpr int kReachRows = 4096;  // beyond, reading the weights is no time at all
+// From here on products add the residual, so that the norm reads one row, not two: its time is memory's, theirs is not.
+constexpr int kSumRows = 2048;
 
 }  // namespace
 
@@ -58,9 +60,16 @@ void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
   Check(w, RunGemm(machine_, plan, g, w->stream), doing);
 }
 
-void CudaBackend::AddNorm(CudaWorkspace* w, Rows* rows, const NormParameters& norm) {
-  Check(w, RunAddNorm(machine_, element_, NormOf(static_cast<const CudaNorm&>(norm)), rows->count, rows->states,
-                      rows->delta, rows->quantized, w->stream),
+// A product whose result is added to the rows' states, and the norm of the sum.
+void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const char* doing, const NormParameters& norm) {
+  g.m = rows->count;
+  g.out = rows->delta;
+  g.ldo = pitch_;
+  Norm n = NormOf(static_cast<const CudaNorm&>(norm));
+  n.summed = machine_.hopper && element_ != Element::kFloat && rows->count >= kSumRows;
+  if (n.summed) g.residual = rows->states;
+  Multiply(w, g, doing);
+  Check(w, RunAddNorm(machine_, element_, n, rows->count, rows->states, rows->delta, rows->quantized, w->stream),
         "normalizing");
 }
 
@@ -138,18 +147,14 @@ void CudaBackend::LinearAddNorm(Workspace* workspace, Span span, Slot, const Pac
   Rows* rows = span == Span::kAllTokens ? &w->all : &w->first;
   const auto& linear = static_cast<const CudaLinear&>(weight);
   Gemm g = Product(linear, 0, 1);
-  g.m = rows->count;
   g.x = rows->context;
   g.ldx = pitch_;
-  g.out = rows->delta;
-  g.ldo = pitch_;
   if (linear.element == Element::kFloat8) {  // F equals H: the matrix looked like a feed-forward one
     g.in = Element::kHalf;
     g.w = linear.half.data();
     g.w_scale = nullptr;
   }
-  Multiply(w, g, "projecting the context");
-  AddNorm(w, rows, norm);
+  MultiplyAddNorm(w, rows, g, "projecting the context", norm);
 }
 
 void CudaBackend::FeedForward(Workspace* workspace, Span span, Slot, const PackedLinear& up_weight,
@@ -173,14 +178,10 @@ void CudaBackend::FeedForward(Workspace* workspace, Span span, Slot, const Packe
   g.out_scale = scale;
   MultiplyStates(w, rows, up, g, "feeding forward");
   g = Product(down, 0, 1);
-  g.m = rows->count;
   g.x = rows->wide;
   g.ldx = wide_;
   g.x_scale = scale;
-  g.out = rows->delta;
-  g.ldo = pitch_;
-  Multiply(w, g, "feeding forward");
-  AddNorm(w, rows, norm);
+  MultiplyAddNorm(w, rows, g, "feeding forward", norm);
 }
 
 void CudaBackend::Pool(Workspace* workspace, const PackedLinear& weight) {

@@ -24,7 +24,8 @@ namespace cuda {
 namespace {
 
 constexpr int kOpTranspose = 1, kCompute32F = 68;
-constexpr int kDescTransA = 3, kDescEpilogue = 7, kDescBiasPointer = 8, kPreferenceWorkspace = 1;
+constexpr int kDescTransA = 3, kDescEpilogue = 7, kDescBiasPointer = 8, kLayoutColumns = 3;
+constexpr int kPreferenceWorkspace = 1;
 constexpr int kEpilogueBias = 4, kEpilogueReluBias = 6, kEpilogueGeluBias = 36;
 
 struct Algorithm {
@@ -42,6 +43,7 @@ struct Heuristic {
 static_assert(kOpTranspose == CUBLAS_OP_T && kCompute32F == CUBLAS_COMPUTE_32F, "cuBLAS has other numbers");
 static_assert(kDescTransA == CUBLASLT_MATMUL_DESC_TRANSA && kDescEpilogue == CUBLASLT_MATMUL_DESC_EPILOGUE &&
                   kDescBiasPointer == CUBLASLT_MATMUL_DESC_BIAS_POINTER &&
+                  kLayoutColumns == CUBLASLT_MATRIX_LAYOUT_COLS &&
                   kPreferenceWorkspace == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
               "cuBLASLt has other numbers");
 static_assert(kEpilogueBias == CUBLASLT_EPILOGUE_BIAS && kEpilogueReluBias == CUBLASLT_EPILOGUE_RELU_BIAS &&
@@ -58,6 +60,7 @@ struct Library {
   int (*desc_create)(void**, int, int) = nullptr;
   int (*desc_set)(void*, int, const void*, size_t) = nullptr;
   int (*layout_create)(void**, int, uint64_t, uint64_t, int64_t) = nullptr;
+  int (*layout_set)(void*, int, const void*, size_t) = nullptr;
   int (*preference_create)(void**) = nullptr;
   int (*preference_set)(void*, int, const void*, size_t) = nullptr;
   int (*heuristic)(void*, void*, void*, void*, void*, void*, void*, int, Heuristic*, int*) = nullptr;
@@ -97,6 +100,7 @@ const Library& Lt() {
               Resolve(h, "cublasLtMatmulDescCreate", &l->desc_create) &&
               Resolve(h, "cublasLtMatmulDescSetAttribute", &l->desc_set) &&
               Resolve(h, "cublasLtMatrixLayoutCreate", &l->layout_create) &&
+              Resolve(h, "cublasLtMatrixLayoutSetAttribute", &l->layout_set) &&
               Resolve(h, "cublasLtMatmulPreferenceCreate", &l->preference_create) &&
               Resolve(h, "cublasLtMatmulPreferenceSetAttribute", &l->preference_set) &&
               Resolve(h, "cublasLtMatmulAlgoGetHeuristic", &l->heuristic) && Resolve(h, "cublasLtMatmul", &l->matmul);
@@ -105,14 +109,18 @@ const Library& Lt() {
   return *library;
 }
 
-// What a product needs, made once for each shape and kept: descriptions, layouts, algorithms.
+// What the products of a class of heights need, made once and kept: descriptions, layouts, algorithms. The heuristic is
+// asked for the class's own height: a choice is remembered by its place in the list, for the whole class.
 struct Prepared {
-  std::mutex mutex;  // the bias pointer is set in `operation` before each launch
+  std::mutex mutex;  // bias pointer and height are set before each launch
   void* handle = nullptr;
   void* operation = nullptr;
   void *w = nullptr, *x = nullptr, *out = nullptr;
   std::vector<Heuristic> algorithms;
 };
+
+// The height that the heuristic is asked for. Below, heights come rounded already, and a wave more or less is much.
+int ListHeight(int m) { return m < 2048 ? m : HeightClass(m); }
 
 int DataTypeOf(Element e) {
   return e == Element::kFloat ? CUDA_R_32F : (e == Element::kHalf ? CUDA_R_16F : CUDA_R_16BF);
@@ -121,7 +129,7 @@ int DataTypeOf(Element e) {
 class Products {
  public:
   Prepared* Find(const Machine& machine, const Gemm& g) {
-    const Key key(machine.device, g.m, g.n, g.k, static_cast<int>(g.in), g.act, g.ldx, g.ldo);
+    const Key key(machine.device, ListHeight(g.m), g.n, g.k, static_cast<int>(g.in), g.act, g.ldx, g.ldo);
     std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<Prepared>& p = products_[key];
     if (!p) p = Make(machine, g);
@@ -150,8 +158,9 @@ class Products {
                       lt.desc_set(p->operation, kDescEpilogue, &epilogue, sizeof epilogue) == 0 &&
                       lt.desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) == 0 &&
                       lt.layout_create(&p->w, type, g.k, g.n, g.k) == 0 &&
-                      lt.layout_create(&p->x, type, g.k, g.m, g.ldx) == 0 &&
-                      lt.layout_create(&p->out, type, g.n, g.m, g.ldo) == 0 && lt.preference_create(&preference) == 0 &&
+                      lt.layout_create(&p->x, type, g.k, ListHeight(g.m), g.ldx) == 0 &&
+                      lt.layout_create(&p->out, type, g.n, ListHeight(g.m), g.ldo) == 0 &&
+                      lt.preference_create(&preference) == 0 &&
                       lt.preference_set(preference, kPreferenceWorkspace, &scratch, sizeof scratch) == 0;
     if (!good) return p;
     Heuristic found[8];
@@ -192,12 +201,17 @@ int LtChoices(const Machine& machine, const Gemm& g) {
 cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_t stream) {
   if (LtChoices(machine, g) <= choice || g.scratch_bytes < kLtScratchBytes) return cudaErrorNotSupported;
   Prepared* p = AllProducts().Find(machine, g);
-  const float one = 1.f, zero = 0.f;
+  const float one = 1.f, beta = g.residual != nullptr ? 1.f : 0.f;
   const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
   std::lock_guard<std::mutex> lock(p->mutex);
-  if (Lt().desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) != 0) return cudaErrorUnknown;
+  const uint64_t height = g.m;
+  if (Lt().desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) != 0 ||
+      Lt().layout_set(p->x, kLayoutColumns, &height, sizeof height) != 0 ||
+      Lt().layout_set(p->out, kLayoutColumns, &height, sizeof height) != 0) {
+    return cudaErrorUnknown;
+  }
   const int status = Lt().matmul(p->handle, p->operation, &one, g.w, p->w,
-                                 g.x, p->x, &zero, g.out, p->out, g.out, p->out,
+                                 g.x, p->x, &beta, g.residual != nullptr ? g.residual : g.out, p->out, g.out, p->out,
                                  &p->algorithms[choice].algorithm, g.scratch, kLtScratchBytes, stream);
   return status == 0 ? cudaSuccess : cudaErrorUnknown;
 }

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       for (int c = 0; c < 8; ++c) x[i][c] = d[i][c] = 0.f;
       if (column >= n.width) continue;
       Load8(delta + row * n.pitch + column, d[i]);
-      Load8(states + row * n.pitch + column, x[i]);
+      if (!n.summed) Load8(states + row * n.pitch + column, x[i]);
     }
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -196,7 +196,9 @@ __global__ void __launch_bounds__(kWarps * 32)
     WaitForPreviousKernel();
     if (row >= rows) return;
     // A lane reads and writes the same columns, and reads each for the last time just before it writes it.
-    const auto value = [&](int i) { return ToFloat(states[row * n.pitch + i]) + ToFloat(delta[row * n.pitch + i]); };
+    const auto value = [&](int i) {
+      return (n.summed ? 0.f : ToFloat(states[row * n.pitch + i])) + ToFloat(delta[row * n.pitch + i]);
+    };
     FinishAnyRow<T>(value, n, row, lane, states, quantized);
   }
 }

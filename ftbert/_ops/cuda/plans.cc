@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kFormat = "ftbert-cuda-plans 1";
 // Rises when kernels or variants change their meaning: what older builds measured is then not used.
-constexpr int kKernels = 1;
+constexpr int kKernels = 2;
 
 std::string CacheFolder() {
   const char* cache = std::getenv("XDG_CACHE_HOME");
@@ -40,13 +40,6 @@ void MakeFolders(const std::string& path) {
     mkdir(path.substr(0, at).c_str(), 0777);
   }
   mkdir(path.c_str(), 0777);
-}
-
-// Products of similar height share a choice.
-int HeightClass(int m) {
-  int top = 32;
-  while (top < m && top < (1 << 20)) top += top >= 128 ? top / 2 / 16 * 16 : top;
-  return top;
 }
 
 // Median time of a product over the weights, or a negative number where the plan does not run.
@@ -111,7 +104,7 @@ Plan PlanTable::Find(const Gemm& g) const {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = plans_.find(KeyOf(g));
-    if (found != plans_.end()) return found->second;
+    if (found != plans_.end() && CanRun(found->second, g)) return found->second;
   }
   return PlanFor(machine_, g);
 }
