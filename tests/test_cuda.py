@@ -235,7 +235,7 @@ with build(config, random_weights(config, 3)) as engine:
     warning = engine.describe()["warning"]
     measured = engine.describe()["tuned_products"]
     if "tune" in sys.argv:
-        engine.tune([64])
+        engine.tune([300])
     engine.run(random_batch(config, [50]))
     print(measured, engine.describe()["tuned_products"], warning)
 """

@@ -249,6 +249,55 @@ void CheckNorm(const Machine& machine, Element element, int rows, int width, flo
   if (q.values != nullptr) Report(what + " fp8", expected, got8, Tolerance(Element::kFloat8));
 }
 
+// The split-K kernel with a residual: each row's own, or rows in another order.
+void CheckSplitResidual(const Machine& machine, Element in, int m, int n, int k) {
+  const bool fp8 = in == Element::kFloat8;
+  const Element half = fp8 ? Element::kHalf : in;
+  Matrix x(in, m, k), w(in, n, k), bias(Element::kFloat, 1, n), ones(Element::kFloat, std::max(m, n), 1);
+  Matrix xf(Element::kFloat, m, k), wf(Element::kFloat, n, k), out(half, m, n), residual(half, m + 3, n);
+  x.Random(1.f), w.Random(1.f), bias.Random(0.5f), residual.Random(std::sqrt(static_cast<float>(k)));
+  for (float& v : ones.host) v = 1.f;
+  ones.Upload();
+  xf.host = x.host, wf.host = w.host;
+  xf.Upload(), wf.Upload();
+  double* plain;
+  CHECK_CUDA(cudaMalloc(&plain, sizeof(double) * m * n));
+  PlainGemm<<<dim3((n + 127) / 128, m), 128>>>(static_cast<float*>(xf.device), static_cast<float*>(wf.device),
+                                               static_cast<float*>(bias.device), m, n, k, 0, plain);
+  std::vector<double> product(static_cast<size_t>(m) * n);
+  CHECK_CUDA(cudaMemcpy(product.data(), plain, sizeof(double) * product.size(), cudaMemcpyDeviceToHost));
+  cudaFree(plain);
+  std::vector<int2> order(m);
+  for (int i = 0; i < m; ++i) order[i] = make_int2((i * 7 + 3) % (m + 3), -1);
+  int2* device_order;
+  CHECK_CUDA(cudaMalloc(&device_order, sizeof(int2) * m));
+  CHECK_CUDA(cudaMemcpy(device_order, order.data(), sizeof(int2) * m, cudaMemcpyHostToDevice));
+  Gemm g;
+  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = half, g.x = x.device, g.ldx = k, g.w = w.device, g.ldo = n;
+  g.bias = static_cast<float*>(bias.device), g.out = out.device, g.residual = residual.device;
+  if (fp8) g.x_scale.values = g.w_scale = static_cast<float*>(ones.device);
+  int ran = 0;
+  for (const Plan& plan : Candidates(machine, g)) {
+    if (plan.family != Family::kSplit) continue;
+    for (bool ordered : {false, true}) {
+      g.residual_rows = ordered ? device_order : nullptr;
+      std::vector<double> expected = product;
+      for (int64_t i = 0; i < m * int64_t{n}; ++i) {
+        expected[i] += residual.host[(ordered ? order[i / n].x : i / n) * int64_t{n} + i % n];
+      }
+      out.Poison();
+      CHECK_CUDA(RunGemm(machine, plan, g, nullptr));
+      CHECK_CUDA(cudaDeviceSynchronize());
+      Report(PlanName(plan) + (ordered ? " gathered" : "") + " residual type " + std::to_string(static_cast<int>(in)) +
+                 " " + std::to_string(m) + "x" + std::to_string(n) + "x" + std::to_string(k),
+             expected, out.Download(), Tolerance(half));
+      ++ran;
+    }
+  }
+  cudaFree(device_order);
+  if (ran == 0) ++failures, std::printf("FAIL no split-K plan adds a residual\n");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -288,6 +337,14 @@ int main(int argc, char** argv) {
       CheckNorm(machine, e, 1 + generator() % 9, width, 1.f, true);
     }
     if (e != Element::kFloat) CheckNorm(machine, e, 5, 768, 8000.f);  // sums beyond what fp16 holds
+  }
+  if (machine.hopper) {
+    for (Element e : {Element::kHalf, Element::kBFloat, Element::kFloat8}) {
+      for (int m : small ? std::vector<int>{1, 65} : std::vector<int>{1, 5, 33, 64, 128}) {
+        CheckSplitResidual(machine, e, m, 80, 48);
+        if (!small) CheckSplitResidual(machine, e, m, 768, 768);
+      }
+    }
   }
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);
   return failures ? 1 : 0;

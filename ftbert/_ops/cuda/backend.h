@@ -60,6 +60,7 @@ struct Slots {
   int2 *ranges = nullptr, *row_ranges = nullptr;
   const Token* tokens = nullptr;   // device memory, or pinned where few
   const int2* row_source = nullptr;
+  bool first_in_place = false;     // the last layer's queries lie in qkv and its states in `all`: nothing was gathered
 };
 
 // What a graph was recorded for: sizes after rounding up.
@@ -93,6 +94,7 @@ struct CudaWorkspace final : Workspace, Slots {
   uint8_t* pinned = nullptr;         // inputs, then logits
   size_t pinned_bytes = 0;
   bool logits_pinned = false;
+  bool watched = false;              // the host looks at the pinned logits themselves for the run's end
   Shape real;                        // `shape` holds the rounded sizes
   bool recorded = false;             // this run replays or records a graph: sizes are rounded
 
@@ -152,6 +154,7 @@ class CudaBackend final : public Backend {
   // x = the rows' states, in the type that `weight` wants.
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
   void MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm gemm, const char* doing, const NormParameters& norm);
+  bool InPlace(const CudaWorkspace* w) const;
   void Check(CudaWorkspace* w, cudaError_t error, const char* doing) const;
 
   Config config_;

@@ -11,6 +11,9 @@ constexpr int kMostSplit = 8;    // the largest portable cluster
 constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
 constexpr int kLtRows = 2048;        // from here on cuBLASLt's first choice is faster than ours on Hopper
+// Between, it is where the weights are many: its kernels end better in a single wave, but start later than ours.
+constexpr int kLtSomeRows = 1024;
+constexpr int64_t kLtSomeWeights = 1 << 20;
 constexpr int kMostSplitRows = 512;  // and up to here it is searched
 
 int Slices(const Gemm& g) { return (g.k * ElementBytes(g.in) + 127) / 128; }
@@ -87,7 +90,9 @@ int HeightClass(int m) {
 
 Plan PlanFor(const Machine& machine, const Gemm& g) {
   // fp32, and large products: cuBLASLt where it is.
-  const bool wants_lt = g.in == Element::kFloat ? g.m >= 16 : g.m >= (machine.hopper ? kLtRows : 256);
+  const bool wide = static_cast<int64_t>(g.n) * g.k >= kLtSomeWeights;
+  const int least = g.in == Element::kFloat ? 16 : (!machine.hopper ? 256 : (wide ? kLtSomeRows : kLtRows));
+  const bool wants_lt = g.m >= least;
   if (wants_lt && LtChoices(machine, g) > 0) return Plan{Family::kLt, 0, 1};
   if (g.in == Element::kFloat) return Plan{Family::kSimt, 0, 1};
   if (!machine.hopper) {
@@ -119,7 +124,7 @@ std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
       if (ClustersAtOnce(machine, kWgmmaTiles[v]) > 0) plans.push_back(Plan{Family::kWgmma, v, 1});
     }
   }
-  if (g.m <= kMostSplitRows && g.residual == nullptr) {
+  if (g.m <= kMostSplitRows) {
     for (int v = 0; v < kSplitVariants; ++v) {
       if (v > 0 && g.m <= kSplitTokens[v - 1]) continue;
       for (int split = 1; split <= kMostSplit; ++split) {
@@ -150,7 +155,8 @@ std::string PlanName(const Plan& plan) {
 }
 
 bool CanRun(const Plan& plan, const Gemm& g) {
-  return g.residual == nullptr || plan.family == Family::kWgmma || plan.family == Family::kLt;
+  if (g.residual_rows != nullptr) return plan.family == Family::kSplit;
+  return g.residual == nullptr || (plan.family != Family::kMma && plan.family != Family::kSimt);
 }
 
 cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cudaStream_t stream) {

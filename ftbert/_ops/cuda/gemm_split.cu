@@ -20,6 +20,24 @@ constexpr int kThreads = kGroups * 128;
 constexpr int kMostSlices = 16;
 constexpr int kPitch = kOutputs + 4;  // floats between tokens of a partial sum: no two lanes share a bank
 
+// A thread's share of a tile: four outputs of rows FirstRow() + kRowStep i, below EndRow().
+constexpr int kRowStep = kThreads / 16;
+template <int kTokens>
+__device__ __forceinline__ int FirstRow(int rank, int split) {
+  return rank * CeilDiv(kTokens, split) + threadIdx.x / 16;
+}
+template <int kTokens>
+__device__ __forceinline__ int EndRow(int rank, int split) {
+  return min(kTokens, (rank + 1) * CeilDiv(kTokens, split));
+}
+
+struct SplitArgs {
+  const void* residual;
+  const int2* residual_rows;
+  const void* prefetch;
+  int64_t prefetch_bytes;
+};
+
 struct Partial {
   uint32_t at;  // shared memory: kGroups x kTokens x kPitch floats; of a cluster, the first holds the CTA's sum
   int rank, split;
@@ -40,13 +58,14 @@ struct Partial {
 
 template <typename In, typename Out, Act kAct, int kTokens>
 __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs& e, int token0, int output0,
-                                            const float4& bias, const float4& w_scale) {
+                                            const float4& bias, const float4& w_scale,
+                                            const uint2 (&residual)[kTokens / kRowStep]) {
   constexpr bool kScaled = sizeof(In) == 1;
-  const int share = CeilDiv(kTokens, p.split), end = min(kTokens, (p.rank + 1) * share);
-  const int n = threadIdx.x % 16 * 4;
-  for (int t = p.rank * share + threadIdx.x / 16; t < end; t += kThreads / 16) {
-    const int m = token0 + t;
-    if (m >= e.m || output0 + n >= e.n) continue;
+  const int n = threadIdx.x % 16 * 4, end = EndRow<kTokens>(p.rank, p.split);
+#pragma unroll
+  for (int i = 0; i < kTokens / kRowStep; ++i) {
+    const int t = FirstRow<kTokens>(p.rank, p.split) + i * kRowStep, m = token0 + t;
+    if (t >= end || m >= e.m || output0 + n >= e.n) continue;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
     const uint32_t at = p.at + (t * kPitch + n) * 4;
     if (p.split == 1) {
@@ -64,6 +83,8 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
     sum.z = Activate<kAct, false>(sum.z + bias.z), sum.w = Activate<kAct, false>(sum.w + bias.w);
     Out* to = static_cast<Out*>(e.out) + m * e.ldo + output0 + n;
     if constexpr (sizeof(Out) == 2) {
+      const float2 low = UnpackPair<Out>(residual[i].x), high = UnpackPair<Out>(residual[i].y);
+      sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
       *reinterpret_cast<uint2*>(to) = make_uint2(PackPair<Out>(sum.x, sum.y), PackPair<Out>(sum.z, sum.w));
     } else {
       const float inverse = 1.f / RowScaleOf(e.out_scale, m, e.m);
@@ -78,7 +99,7 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
 template <typename In, typename Out, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
     GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
-               const EpilogueArgs e, const void* prefetch, int64_t prefetch_bytes) {
+               const EpilogueArgs e, const SplitArgs args) {
 #if FTBERT_HOPPER
   constexpr int kSlice = 128 / sizeof(In);
   constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
@@ -90,6 +111,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int output0 = blockIdx.y * kOutputs, token0 = blockIdx.z * kTokens;
   const int all = CeilDiv(e.k, kSlice);
   const int begin = all * rank / split, slices = all * (rank + 1) / split - begin;
+  const int group = threadIdx.x / 128;
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < slices; ++s) BarrierInit(barriers + 8 * s, 1);
@@ -108,22 +130,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   LetNextKernelStart();
   WaitForPreviousKernel();
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < slices; ++s) {
+  if (threadIdx.x % 128 == 0) {  // each group asks for its own slices
+    for (int s = group; s < slices; s += kGroups) {
       LoadTile(base + s * kSliceBytes + kOutputs * 128, &x_map, barriers + 8 * s, (begin + s) * kSlice, token0);
     }
   }
-  if (threadIdx.x == 32 && prefetch_bytes > 0) {  // behind this product's own loads
+  if (threadIdx.x == 32 && args.prefetch_bytes > 0) {  // behind this product's own loads
     const int64_t ctas = static_cast<int64_t>(gridDim.x) * gridDim.y * gridDim.z;
     const int64_t index = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    const int64_t share = (prefetch_bytes / 16 + ctas - 1) / ctas * 16, from = index * share;
-    if (from < prefetch_bytes) {
-      const int64_t left = prefetch_bytes - from;
-      PrefetchL2(static_cast<const uint8_t*>(prefetch) + from, static_cast<uint32_t>(share < left ? share : left));
+    const int64_t share = (args.prefetch_bytes / 16 + ctas - 1) / ctas * 16, from = index * share;
+    if (from < args.prefetch_bytes) {
+      const int64_t left = args.prefetch_bytes - from;
+      PrefetchL2(static_cast<const uint8_t*>(args.prefetch) + from,
+                 static_cast<uint32_t>(share < left ? share : left));
+    }
+  }
+  uint2 residual[kTokens / kRowStep] = {};  // asked for now, needed at the end
+  if (sizeof(Out) == 2 && args.residual != nullptr && my_output < e.n) {
+#pragma unroll
+    for (int i = 0; i < kTokens / kRowStep; ++i) {
+      const int t = FirstRow<kTokens>(rank, split) + i * kRowStep, m = token0 + t;
+      if (t >= EndRow<kTokens>(rank, split) || m >= e.m) continue;
+      const int64_t row = args.residual_rows != nullptr ? args.residual_rows[m].x : m;
+      residual[i] = *reinterpret_cast<const uint2*>(static_cast<const Out*>(args.residual) + row * e.ldo + my_output);
     }
   }
 
-  const int group = threadIdx.x / 128;
   float acc[kTokens / 2];
 #pragma unroll
   for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.f;
@@ -170,19 +202,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Partial partial{base, rank, split};
   switch (e.act) {
     case Act::kNone:
-      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale);
+      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
       break;
     case Act::kGeluErf:
-      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale);
+      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
       break;
     case Act::kGeluTanh:
-      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale);
+      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
       break;
     case Act::kRelu:
-      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale);
+      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
       break;
     case Act::kTanh:
-      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale);
+      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
       break;
   }
   if (split > 1) {  // a CTA that ended could not be read
@@ -214,7 +246,8 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   shape.cluster = split;
   shape.dependent = machine.dependent_launch;
   if (slices > kMostSlices || slices < 1 || shape.shared > kMostShared) return cudaErrorInvalidValue;
-  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), g.prefetch, g.prefetch_bytes);
+  const SplitArgs args{g.residual, g.residual_rows, g.prefetch, g.prefetch_bytes};
+  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), args);
 }
 
 template <typename In, typename Out>

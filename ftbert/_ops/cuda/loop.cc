@@ -11,6 +11,10 @@ constexpr size_t kReach = 2;
 constexpr int kReachRows = 4096;  // beyond, reading the weights is no time at all
 // From here on products add the residual, so that the norm reads one row, not two: its time is memory's, theirs is not.
 constexpr int kSumRows = 2048;
+// Up to here the last layer computes the queries of every token with the keys and values: more work, but two kernels
+// less that wait for one another.
+constexpr int kInPlaceTokens = 2048;
+constexpr int kInPlaceRows = 128;
 
 }  // namespace
 
@@ -66,8 +70,11 @@ void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const ch
   g.out = rows->delta;
   g.ldo = pitch_;
   Norm n = NormOf(static_cast<const CudaNorm&>(norm));
-  n.summed = machine_.hopper && element_ != Element::kFloat && rows->count >= kSumRows;
-  if (n.summed) g.residual = rows->states;
+  const bool gathers = rows == &w->first && w->first_in_place;
+  w->first_in_place = w->first_in_place && !gathers;
+  n.summed = gathers || (machine_.hopper && element_ != Element::kFloat && rows->count >= kSumRows);
+  if (n.summed) g.residual = gathers ? w->all.states : rows->states;
+  if (gathers) g.residual_rows = w->row_ranges;
   Multiply(w, g, doing);
   Check(w, RunAddNorm(machine_, element_, n, rows->count, rows->states, rows->delta, rows->quantized, w->stream),
         "normalizing");
@@ -103,9 +110,24 @@ void CudaBackend::Embed(Workspace* workspace, const EmbeddingTables& tables, con
         "embedding");
 }
 
+// The product that follows must be able to fetch its residual from where the rows' first tokens are.
+bool CudaBackend::InPlace(const CudaWorkspace* w) const {
+  if (w->all.count > kInPlaceTokens || w->first.count > kInPlaceRows || element_ == Element::kFloat) return false;
+  Gemm g;
+  g.m = w->first.count;
+  g.n = g.k = pitch_;
+  g.in = g.out_type = element_;
+  return PlanFor(machine_, g).family == Family::kSplit;
+}
+
 void CudaBackend::Linear(Workspace* workspace, Span span, Slot, const PackedLinear& weight, PartRange parts, Slot out) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
   const auto& linear = static_cast<const CudaLinear&>(weight);
+  if (out == Slot::kQkv && parts.begin > 0 && InPlace(w)) {
+    w->first_in_place = true;
+    parts.begin = 0;
+  }
+  if (out == Slot::kFirstQuery && w->first_in_place) return;
   Gemm g = Product(linear, parts.begin, parts.end - parts.begin);
   if (out == Slot::kFirstQuery) {
     g.out = w->first_query;
@@ -124,7 +146,9 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
   a.qkv = w->qkv;
   a.ld = 3 * static_cast<int64_t>(pitch_);
   a.part = pitch_;
-  a.first_queries = every ? nullptr : w->first_query;
+  a.first_queries = every ? nullptr : (w->first_in_place ? w->qkv : w->first_query);
+  a.ld_first = w->first_in_place ? a.ld : pitch_;
+  a.first_at_range = w->first_in_place;
   a.ranges = every ? w->ranges : w->row_ranges;
   a.count = every ? w->all.count : w->first.count;
   a.heads = config_.num_heads;
@@ -136,6 +160,7 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
 
 void CudaBackend::GatherFirst(Workspace* workspace) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
+  if (w->first_in_place) return;
   Check(w, RunGather(machine_, element_, w->row_ranges, w->first.count, pitch_, w->all.states, w->first.states,
                      w->first.quantized, w->stream),
         "gathering first tokens");

@@ -124,18 +124,20 @@ __device__ void FinishAnyRow(const Value& value, const Norm& n, int64_t row, int
   }
 }
 
-// kPieces 0: any width.
-template <typename T, int kPieces>
+// kPieces 0: any width. kFew: the tokens lie in host memory, and what does not depend on them is read first.
+template <typename T, int kPieces, bool kFew>
 __global__ void __launch_bounds__(kWarps * 32)
     EmbedNorm(const Embedding e, const Norm n, T* __restrict__ states, const Quantized quantized) {
-  LetNextKernelStart();
-  WaitForPreviousKernel();
   const int lane = threadIdx.x % 32, t = blockIdx.x * kWarps + threadIdx.x / 32;
+  LetNextKernelStart();
+  Parameters<(kPieces > 0 ? kPieces : 1)> parameters;
+  if (kFew && kPieces > 0) parameters.Load(n, lane);
+  WaitForPreviousKernel();
+  const int4 bits = t < e.count ? *reinterpret_cast<const int4*>(e.tokens + t) : make_int4(0, 0, 0, 0);
   for (int b = blockIdx.x * kWarps * 32 + threadIdx.x; b < e.row_count; b += gridDim.x * kWarps * 32) {
     e.row_ranges[b] = e.rows[b];
   }
   if (t >= e.count) return;
-  const int4 bits = *reinterpret_cast<const int4*>(e.tokens + t);
   if (lane == 0) e.ranges[t] = make_int2(bits.z, bits.w);
   const int position = max(t - bits.z, 0);
   const bool real = bits.w > t;  // else it only fills the bucket, and sits at the end
@@ -157,8 +159,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
       for (int c = 0; c < 8; ++c) x[i][c] = a[c] + b[c] + d[c];
     }
-    Parameters<kPieces> parameters;
-    FinishRow<T, kPieces, false>(x, n, parameters, t, lane, states, quantized);
+    FinishRow<T, kPieces, kFew>(x, n, parameters, t, lane, states, quantized);
   } else {
     const auto value = [&](int i) { return ToFloat(word[i]) + ToFloat(place[i]) + ToFloat(segment[i]); };
     FinishAnyRow<T>(value, n, t, lane, states, quantized);
@@ -237,8 +238,9 @@ template <typename T>
 cudaError_t EmbedTyped(const Machine& machine, const Embedding& e, const Norm& n, void* states,
                        const Quantized& quantized, cudaStream_t stream) {
   return WithPieces(n.width, [&](auto tag) {
-    return Launch(RowShape(machine, e.count, stream), EmbedNorm<T, decltype(tag)::value>, e, n, static_cast<T*>(states),
-                  quantized);
+    constexpr int kPieces = decltype(tag)::value;
+    const auto kernel = e.count <= kFewRows ? EmbedNorm<T, kPieces, true> : EmbedNorm<T, kPieces, false>;
+    return Launch(RowShape(machine, e.count, stream), kernel, e, n, static_cast<T*>(states), quantized);
   });
 }
 

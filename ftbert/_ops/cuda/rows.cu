@@ -39,18 +39,49 @@ __global__ void __launch_bounds__(128) GatherFirstTokens(const int2* __restrict_
 }
 
 constexpr int kLabels = 4;  // of a warp
+constexpr int kAhead = 3;   // steps of 256 columns
 
 // A warp takes one row and kLabels labels. Padding columns of x and w are zeros, so whole pitches are read.
 template <typename T>
 __global__ void __launch_bounds__(128)
     ClassifyWarps(const T* __restrict__ x, int64_t pitch, int rows, const T* __restrict__ w,
                   const float* __restrict__ bias, int labels, float* __restrict__ out) {
-  LetNextKernelStart();
-  WaitForPreviousKernel();
   const int lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32, label0 = blockIdx.y * kLabels;
-  if (row >= rows) return;
+  LetNextKernelStart();
   float sums[kLabels] = {};
-  for (int i = lane * 8; i < pitch; i += 256) {
+  // The first kAhead steps' weights are read while the kernel before still runs.
+  uint4 ahead[kAhead][kLabels];
+  constexpr bool kReadsAhead = sizeof(T) == 2;
+  if (kReadsAhead) {
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) {
+      const int i = s * 256 + lane * 8;
+#pragma unroll
+      for (int l = 0; l < kLabels; ++l) {
+        ahead[s][l] = i < pitch && label0 + l < labels ? *reinterpret_cast<const uint4*>(w + (label0 + l) * pitch + i)
+                                                       : make_uint4(0, 0, 0, 0);
+      }
+    }
+  }
+  WaitForPreviousKernel();
+  if (row >= rows) return;
+  if (kReadsAhead) {
+#pragma unroll
+    for (int s = 0; s < kAhead; ++s) {
+      const int i = s * 256 + lane * 8;
+      if (i >= pitch) continue;
+      float a[8];
+      Load8(x + row * pitch + i, a);
+#pragma unroll
+      for (int l = 0; l < kLabels; ++l) {
+        float b[8];
+        Load8(reinterpret_cast<const T*>(&ahead[s][l]), b);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) sums[l] = fmaf(a[c], b[c], sums[l]);
+      }
+    }
+  }
+  for (int i = (kReadsAhead ? kAhead * 256 : 0) + lane * 8; i < pitch; i += 256) {
     float a[8];
     Load8(x + row * pitch + i, a);
 #pragma unroll
