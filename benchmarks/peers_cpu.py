@@ -2,6 +2,8 @@
 
     python benchmarks/peers_cpu.py --cpus 2,3 [--engines ftbert/fp32,onnxruntime/fp32,...] [--result NAME]
 
+With --isa avx2, ftbert and ONNX Runtime alone, both held to AVX2 (see hold_to_avx2.py).
+
 Makes the peers' environment (a venv beside the system's temporary folder, or --peers-python), a BERT-base of random
 weights at the scale of trained ones, checks every engine's logits against torch fp32, then times each in a process of
 its own on the processors named, at its best batching. ftbert runs first and last, so that a drift of the machine shows.
@@ -18,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from common import HERE, lognormal_lengths, machine, make_model, revision, write_result  # noqa: E402
+from hold_to_avx2 import hold_to_avx2  # noqa: E402
 
 PEER_PACKAGES = [
     "torch==2.13.0",
@@ -59,7 +62,6 @@ def peers_python(folder):
 
 
 def make_work(path, vocab_size, names):
-    random = np.random.RandomState(1)
     shapes = {
         "1x32": [32],
         "1x128": [128],
@@ -69,6 +71,7 @@ def make_work(path, vocab_size, names):
     }
     arrays = {"names": json.dumps(names)}
     for name in names:
+        random = np.random.RandomState(sorted(shapes).index(name))  # the same ids whatever else is measured
         splits = np.concatenate([[0], np.cumsum(shapes[name])])
         arrays[name + "/ids"] = random.randint(5, vocab_size, splits[-1]).astype(np.int64)
         arrays[name + "/splits"] = splits
@@ -85,7 +88,7 @@ def measure_kernels(program, cpus, precision, folder):
         return json.load(file)
 
 
-def run_engine(engine, arguments, python, model, work, folder, index):
+def run_engine(engine, arguments, python, model, work, folder, index, held=None):
     name, precision = engine.split("/")
     out = os.path.join(folder, "%d.json" % index)
     threads = len(arguments.cpus.split(","))
@@ -93,6 +96,9 @@ def run_engine(engine, arguments, python, model, work, folder, index):
     command += ["--engine", name, "--precision", precision, "--model", model, "--work", work, "--out", out]
     command += ["--threads", str(threads), "--seconds", str(arguments.seconds)]
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="3", HF_HUB_OFFLINE="1")
+    if arguments.isa:
+        environment["FTBERT_CPU_ISA"] = arguments.isa
+        environment.update(held if name == "onnxruntime" else {})
     if name in OURS:
         environment["PYTHONPATH"] = os.path.dirname(HERE) + os.pathsep + environment.get("PYTHONPATH", "")
     status = subprocess.call(command, env=environment)
@@ -102,6 +108,19 @@ def run_engine(engine, arguments, python, model, work, folder, index):
         record = json.load(file)
     with np.load(out + ".npz") as logits:
         return record, {key: logits[key] for key in logits.files}
+
+
+def read_truth(path, work):
+    """The logits that torch fp32 gave for exactly this work, in an earlier run; None if it was another."""
+    if not os.path.exists(path):
+        return None
+    with np.load(path) as kept, np.load(work) as wanted:
+        names = json.loads(str(wanted["names"]))
+        for name in names:
+            ids = name + "/ids"
+            if ids not in kept.files or not np.array_equal(kept[ids], wanted[ids]):
+                return None
+        return {name: kept[name] for name in names}
 
 
 def compare(logits, truth):
@@ -120,6 +139,9 @@ def main():
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "ftbert-benchmarks"))
     parser.add_argument("--peers-python", help="an interpreter that has the peers, instead of making one")
     parser.add_argument("--ours-python", default=sys.executable, help="the interpreter of ftbert and TensorFlow")
+    parser.add_argument(
+        "--isa", choices=["avx2"], help="hold ftbert and ONNX Runtime to this instruction set; no other engine can be"
+    )
     parser.add_argument("--bench-kernels", help="the bench_kernels program, for the share of the measured peak")
     parser.add_argument("--result", help="write benchmarks/results/<RESULT>.json")
     arguments = parser.parse_args()
@@ -129,6 +151,12 @@ def main():
     engines = arguments.engines.split(",")
     if any(engine.split("/")[0] not in OURS + ("torch", "torch-compiled") for engine in engines):
         subprocess.check_call([theirs, os.path.join(HERE, "peer_export.py"), model])
+    held = None
+    if arguments.isa:
+        free = [engine for engine in engines if engine.split("/")[0] not in ("ftbert", "onnxruntime", "torch")]
+        if free:
+            parser.error("--isa holds ftbert and onnxruntime (torch/fp32 gives the truth), not %s." % ", ".join(free))
+        held = hold_to_avx2(theirs, arguments.folder)
     names = arguments.work.split(",")
     work = os.path.join(arguments.folder, "work.npz")
     make_work(work, 21128, names)
@@ -137,16 +165,20 @@ def main():
         engines.remove("torch/fp32")
         engines.insert(0, "torch/fp32")
     records = []
-    truth = None
+    kept = os.path.join(arguments.folder, "truth.npz")  # torch's logits of the last run that had it
+    truth = read_truth(kept, work)
     kernels = {}
     if arguments.bench_kernels:
         for precision in sorted({engine.split("/")[1] for engine in engines if engine.startswith("ftbert/")}):
             kernels[precision] = measure_kernels(arguments.bench_kernels, arguments.cpus, precision, arguments.folder)
     for index, engine in enumerate(engines):
         python = arguments.ours_python if engine.split("/")[0] in OURS else theirs
-        record, logits = run_engine(engine, arguments, python, model, work, arguments.folder, index)
+        record, logits = run_engine(engine, arguments, python, model, work, arguments.folder, index, held)
         if engine == "torch/fp32":
             truth = logits
+            if logits is not None:
+                with np.load(work) as ids:
+                    np.savez(kept, **dict(logits, **{name + "/ids": ids[name + "/ids"] for name in names}))
         if truth is not None and logits is not None:
             record["against_torch_fp32"] = compare(logits, truth)
             limit = 1e-3 if record["precision"] == "fp32" else None
@@ -161,6 +193,7 @@ def main():
         "cpus": arguments.cpus,
         "threads": len(arguments.cpus.split(",")),
         "revision": revision(),
+        "isa": arguments.isa,
         "kernels": kernels,
         "engines": records,
     }

@@ -254,11 +254,33 @@ def noted(result):
     return ["*%s*" % result["note"]] if result.get("note") else []
 
 
+def held_line(result, chinese):
+    """One line for each precision of a run in which ftbert and ONNX Runtime were both held to an instruction set."""
+    engines = cpu_engines(result)
+    lines = []
+    for precision in ("fp32", "int8"):
+        ours, theirs = (engines.get((precision, engine)) for engine in ("ftbert", "onnxruntime"))
+        if not ours or not theirs:
+            continue
+        speeds = ", ".join("%s %.2fx" % (work, ratio) for work, (ratio, _) in ratios(result, precision).items())
+        off = [record["against_torch_fp32"]["largest_difference"] for record in (ours, theirs)]
+        if chinese:
+            text = "- 两者都限制在 %s 时，%s 相对 ONNX Runtime：%s；logits 偏差 %.2g 对 %.2g"
+        else:
+            text = "- both held to %s, %s against ONNX Runtime: %s; logits off by %.2g against %.2g"
+        lines.append(text % (result["isa"].upper(), precision, speeds, off[0], off[1]))
+    return "\n".join(lines)
+
+
 def sections(language, whole=False):
     """Markdown of all that there are results for; `whole` adds what only docs/benchmarks.md shows."""
     chinese = language == "zh"
     parts = []
     for name, result in load("peers_cpu_*").items():
+        if result.get("isa"):
+            parts.append(held_line(result, chinese))
+            parts += noted(result)
+            continue
         title = (
             "CPU：%s。BERT-base，从 token id 到 logits，中位数。"
             if chinese
