@@ -133,6 +133,14 @@ def _call(function: Any, *arguments: Any) -> None:
         raise _ERRORS.get(code, EngineError)(error.value.decode("utf-8", "replace"))
 
 
+def _address(array: np.ndarray) -> int:
+    """Where an array's values are: `array.ctypes.data` at a fifth of its cost, which a call of 0.3 ms feels."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # read-only, or empty
+        return array.ctypes.data
+
+
 def _read_json(function: Any, *arguments: Any) -> Dict[str, Any]:
     size = 1 << 14
     while True:
@@ -302,13 +310,13 @@ class Engine:
             if name not in shapes:
                 raise InputError("want: expected some of %s, got %r." % (list(OUTPUTS), name))
             results[name] = np.empty(shapes[name], np.float32)
-            setattr(pointers, name, results[name].ctypes.data)
+            setattr(pointers, name, _address(results[name]))
         _call(
             library().ftbert_run,
             self.id,
-            tokens.ctypes.data,
-            segments.ctypes.data,
-            splits.ctypes.data,
+            _address(tokens),
+            _address(segments),
+            _address(splits),
             rows,
             ctypes.byref(pointers),
         )
