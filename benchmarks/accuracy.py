@@ -56,7 +56,6 @@ def main():
                 points_below_fp32=round(100 * (reference - found.accuracy), 3),
                 agreement_with_fp32=round(found.agreement, 5),
                 largest_difference_of_a_score=round(found.largest_difference, 5),
-                texts_per_second=round(found.texts_per_second),
             )
             allowed = ALLOWED_POINTS.get(found.precision)
             if allowed is not None:
