@@ -221,6 +221,7 @@ def main(arguments=None):
     parser.add_argument("--model", choices=sorted(MODELS), default="base")
     parser.add_argument("--precision", help="left out: fp16 on cards, fp32 on the CPU")
     parser.add_argument("--threads", type=int, help="of each engine on the CPU")
+    parser.add_argument("--batch-tokens", type=int, help="left out: what suits the device")
     parser.add_argument("--texts", type=int, default=65536)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, at least, and three passes")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "ftbert-serve-models"))
@@ -237,6 +238,8 @@ def main(arguments=None):
     load = {"precision": given.precision or ("fp16" if kind == "cuda" else "fp32")}
     if given.threads:
         load["threads"] = given.threads
+    if given.batch_tokens:
+        load["batch_tokens"] = given.batch_tokens
     folder = common.make_model(os.path.join(given.cache, given.model), MODELS[given.model], num_labels=20)
     texts = random_texts(given.texts, 128)
     records, references = [], {}
