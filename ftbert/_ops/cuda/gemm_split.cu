@@ -31,6 +31,13 @@ __device__ __forceinline__ int EndRow(int rank, int split) {
   return min(kTokens, (rank + 1) * CeilDiv(kTokens, split));
 }
 
+// What a thread's rows need at the end, asked for as soon as the kernel before has ended.
+template <int kTokens>
+struct RowInputs {
+  uint2 residual[kTokens / kRowStep];
+  float x_scale[kTokens / kRowStep], out_scale[kTokens / kRowStep];
+};
+
 struct SplitArgs {
   const void* residual;
   const int2* residual_rows;
@@ -59,7 +66,7 @@ struct Partial {
 template <typename In, typename Out, Act kAct, int kTokens>
 __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs& e, int token0, int output0,
                                             const float4& bias, const float4& w_scale,
-                                            const uint2 (&residual)[kTokens / kRowStep]) {
+                                            const RowInputs<kTokens>& inputs) {
   constexpr bool kScaled = sizeof(In) == 1;
   const int n = threadIdx.x % 16 * 4, end = EndRow<kTokens>(p.rank, p.split);
 #pragma unroll
@@ -75,7 +82,7 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
       for (int r = 0; r < p.split; ++r) Add4(&sum, LoadRemote4(at, r));
     }
     if (kScaled) {
-      const float x_scale = RowScaleOf(e.x_scale, m, e.m);
+      const float x_scale = inputs.x_scale[i];
       sum.x *= x_scale * w_scale.x, sum.y *= x_scale * w_scale.y;
       sum.z *= x_scale * w_scale.z, sum.w *= x_scale * w_scale.w;
     }
@@ -83,11 +90,11 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
     sum.z = Activate<kAct, false>(sum.z + bias.z), sum.w = Activate<kAct, false>(sum.w + bias.w);
     Out* to = static_cast<Out*>(e.out) + m * e.ldo + output0 + n;
     if constexpr (sizeof(Out) == 2) {
-      const float2 low = UnpackPair<Out>(residual[i].x), high = UnpackPair<Out>(residual[i].y);
+      const float2 low = UnpackPair<Out>(inputs.residual[i].x), high = UnpackPair<Out>(inputs.residual[i].y);
       sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
       *reinterpret_cast<uint2*>(to) = make_uint2(PackPair<Out>(sum.x, sum.y), PackPair<Out>(sum.z, sum.w));
     } else {
-      const float inverse = 1.f / RowScaleOf(e.out_scale, m, e.m);
+      const float inverse = 1.f / inputs.out_scale[i];
       *reinterpret_cast<uint32_t*>(to) =
           PackFloat8Pair(sum.x * inverse, sum.y * inverse) |
           static_cast<uint32_t>(PackFloat8Pair(sum.z * inverse, sum.w * inverse)) << 16;
@@ -145,14 +152,17 @@ __global__ void __launch_bounds__(kThreads, 1)
                  static_cast<uint32_t>(share < left ? share : left));
     }
   }
-  uint2 residual[kTokens / kRowStep] = {};  // asked for now, needed at the end
-  if (sizeof(Out) == 2 && args.residual != nullptr && my_output < e.n) {
+  RowInputs<kTokens> inputs = {};
 #pragma unroll
-    for (int i = 0; i < kTokens / kRowStep; ++i) {
-      const int t = FirstRow<kTokens>(rank, split) + i * kRowStep, m = token0 + t;
-      if (t >= EndRow<kTokens>(rank, split) || m >= e.m) continue;
+  for (int i = 0; i < kTokens / kRowStep; ++i) {
+    const int t = FirstRow<kTokens>(rank, split) + i * kRowStep, m = token0 + t;
+    if (t >= EndRow<kTokens>(rank, split) || m >= e.m || my_output >= e.n) continue;
+    if (sizeof(In) == 1) inputs.x_scale[i] = RowScaleOf(e.x_scale, m, e.m);
+    if (sizeof(Out) == 1) inputs.out_scale[i] = RowScaleOf(e.out_scale, m, e.m);
+    if (sizeof(Out) == 2 && args.residual != nullptr) {
       const int64_t row = args.residual_rows != nullptr ? args.residual_rows[m].x : m;
-      residual[i] = *reinterpret_cast<const uint2*>(static_cast<const Out*>(args.residual) + row * e.ldo + my_output);
+      inputs.residual[i] =
+          *reinterpret_cast<const uint2*>(static_cast<const Out*>(args.residual) + row * e.ldo + my_output);
     }
   }
 
@@ -202,19 +212,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Partial partial{base, rank, split};
   switch (e.act) {
     case Act::kNone:
-      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
+      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
       break;
     case Act::kGeluErf:
-      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
+      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
       break;
     case Act::kGeluTanh:
-      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
+      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
       break;
     case Act::kRelu:
-      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
+      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
       break;
     case Act::kTanh:
-      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, residual);
+      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
       break;
   }
   if (split > 1) {  // a CTA that ended could not be read
