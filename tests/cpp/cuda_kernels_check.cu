@@ -243,7 +243,8 @@ void CheckNorm(const Machine& machine, Element element, int rows, int width, flo
       got8.push_back(all8[static_cast<size_t>(r) * pitch + i] * scales[r]);
     }
   }
-  const std::string what = std::string(summed ? "summed " : "") + "norm type " + std::to_string(static_cast<int>(element)) + " " + std::to_string(rows) + "x" +
+  const std::string what = std::string(summed ? "summed " : "") + "norm type " +
+                           std::to_string(static_cast<int>(element)) + " " + std::to_string(rows) + "x" +
                            std::to_string(width);
   Report(what, expected, got, Tolerance(element));
   if (q.values != nullptr) Report(what + " fp8", expected, got8, Tolerance(Element::kFloat8));
@@ -307,7 +308,7 @@ int main(int argc, char** argv) {
   int act = 0;
   for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat, Element::kFloat8}) {
     if (e == Element::kFloat8 && !machine.hopper) continue;
-    if (!small && (e == Element::kHalf || e == Element::kBFloat)) {  // beyond where cuBLASLt's choices are kept by class
+    if (!small && (e == Element::kHalf || e == Element::kBFloat)) {  // where cuBLASLt's choices are kept by class
       CheckGemm(machine, e, e, 2100, 272, 784, 2);
       if (machine.hopper) CheckGemm(machine, e, e, 4700, 768, 768, 0, true);
     }

@@ -13,8 +13,8 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
-// queries: (rows, ld_queries), or at_range: one at ranges[i].x. Query i sees keys [ranges[i].x, ranges[i].y); values lie
-// `part` behind keys.
+// queries: (rows, ld_queries), or at_range: one at ranges[i].x. Query i sees keys [ranges[i].x, ranges[i].y); values
+// lie `part` behind keys.
 template <typename T, int kLanes, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32)
     AttendFirst(const T* __restrict__ queries, int64_t ld_queries, bool at_range, const T* __restrict__ keys,

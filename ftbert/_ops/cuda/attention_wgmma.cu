@@ -17,6 +17,7 @@ namespace {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kHead = 64, kBlock = 64, kTile = kBlock * kHead * 2;  // bytes of 64 queries, keys or values
 
+#if FTBERT_HOPPER
 // d (64, 64) += a (64, 16) in registers times b (16, 64) in shared memory: 16 rows of 128 bytes, 128-byte swizzle.
 template <typename T>
 __device__ __forceinline__ void MultiplyRegisters(float (&d)[32], const uint32_t (&a)[4], uint64_t b);
@@ -56,6 +57,8 @@ template <>
 __device__ __forceinline__ uint32_t PackWeights<BFloat>(float low, float high) {
   return PackPair<BFloat>(low, high);
 }
+
+#endif
 
 template <int kGroups, int kStages>
 struct Layout {

@@ -21,7 +21,8 @@ struct EpilogueArgs {
 };
 
 inline EpilogueArgs MakeEpilogueArgs(const Gemm& g) {
-  return EpilogueArgs{g.bias, g.w_scale, g.x_scale, g.out_scale, g.residual, g.out, g.ldo, g.m, g.n, g.k, static_cast<Act>(g.act)};
+  return EpilogueArgs{g.bias, g.w_scale, g.x_scale, g.out_scale, g.residual, g.out,
+                      g.ldo,  g.m,       g.n,       g.k,         static_cast<Act>(g.act)};
 }
 
 __device__ __forceinline__ float RowScaleOf(const RowScale& scale, int row, int rows) {
@@ -124,8 +125,10 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
     const uint32_t address = staging + lane / 4 * kPitch + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j) {
-      const uint16_t top = PackFloat8Pair(acc[4 * j] * scales.inverse_out[0], acc[4 * j + 1] * scales.inverse_out[0]);
-      const uint16_t low = PackFloat8Pair(acc[4 * j + 2] * scales.inverse_out[1], acc[4 * j + 3] * scales.inverse_out[1]);
+      const uint16_t top =
+          PackFloat8Pair(acc[4 * j] * scales.inverse_out[0], acc[4 * j + 1] * scales.inverse_out[0]);
+      const uint16_t low =
+          PackFloat8Pair(acc[4 * j + 2] * scales.inverse_out[1], acc[4 * j + 3] * scales.inverse_out[1]);
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(address + j * 8), "h"(top) : "memory");
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(address + j * 8 + 8 * kPitch), "h"(low) : "memory");
     }

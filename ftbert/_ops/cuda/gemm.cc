@@ -10,11 +10,12 @@ namespace {
 constexpr int kMostSplit = 8;    // the largest portable cluster
 constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
+constexpr int kMostSplitRows = 512;  // and up to here it is searched
 constexpr int kLtRows = 2048;        // from here on cuBLASLt's first choice is faster than ours on Hopper
 // Between, it is where the weights are many: its kernels end better in a single wave, but start later than ours.
 constexpr int kLtSomeRows = 1024;
 constexpr int64_t kLtSomeWeights = 1 << 20;
-constexpr int kMostSplitRows = 512;  // and up to here it is searched
+constexpr int kOwnGeluRows = 8192;   // alone: 126 us against 132 to 137 at 16,000, 253 against 260 to 263 at 32,768
 
 int Slices(const Gemm& g) { return (g.k * ElementBytes(g.in) + 127) / 128; }
 
@@ -59,6 +60,14 @@ constexpr WgmmaCost kWgmmaCosts[kWgmmaVariants] = {
     {0.60f, 0.6f, 0.4f, 2.f},    // 128 x 128 alternating, two by two CTAs in a cluster
 };
 constexpr float kFloat8Tile = 1.f;  // scaling by row and column; half of it hides where tiles alternate
+// fp8 from kManyRows on, scaling included, in the same order: fitted to 32,768 rows.
+constexpr int kManyRows = 2048;
+constexpr WgmmaCost kFloat8Costs[kWgmmaVariants] = {
+    {0.342f, 0.98f, 0.37f, 2.f}, {0.363f, 0.84f, 0.39f, 2.f},  {0.451f, 3.47f, -0.45f, 2.f},
+    {0.687f, 2.76f, 0.55f, 1.f}, {0.675f, 2.98f, 0.45f, 1.f},  {0.485f, 2.71f, 0.19f, 1.f},
+    {0.348f, 1.70f, 0.10f, 1.f}, {0.262f, 1.48f, 0.12f, 0.5f}, {0.236f, 0.80f, 0.23f, 0.9f},
+    {0.577f, 0.03f, -0.2f, 2.f}, {0.219f, 0.40f, 0.02f, 1.15f}, {0.364f, 0.86f, 0.62f, 2.f},
+};
 
 Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
   Plan best{Family::kWgmma, 0, 1};
@@ -68,9 +77,10 @@ Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
     const int most = ClustersAtOnce(machine, t);
     if (most == 0) continue;
     const int waves = CeilDiv(ClusterTiles(t, g), most);
-    const WgmmaCost& cost = kWgmmaCosts[v];
+    const bool float8 = g.in == Element::kFloat8, many = float8 && g.m >= kManyRows;
+    const WgmmaCost& cost = many ? kFloat8Costs[v] : kWgmmaCosts[v];
     const float each = Slices(g) * cost.slice + cost.tile + (g.act != 0 ? cost.activation : 0.f) +
-                       (g.in == Element::kFloat8 ? (t.alternate ? 0.5f : 1.f) * kFloat8Tile : 0.f);
+                       (float8 && !many ? (t.alternate ? 0.5f : 1.f) * kFloat8Tile : 0.f);
     const float time = waves * each + (waves <= (t.alternate ? 2 : 1) ? cost.alone : 0.f);
     if (time < least) least = time, best.variant = v;
   }
@@ -89,10 +99,12 @@ int HeightClass(int m) {
 }
 
 Plan PlanFor(const Machine& machine, const Gemm& g) {
-  // fp32, and large products: cuBLASLt where it is.
+  // fp32, and large products: cuBLASLt where it is. GELU after many rows is faster in our own kernel, which works on
+  // the next tile meanwhile.
   const bool wide = static_cast<int64_t>(g.n) * g.k >= kLtSomeWeights;
   const int least = g.in == Element::kFloat ? 16 : (!machine.hopper ? 256 : (wide ? kLtSomeRows : kLtRows));
-  const bool wants_lt = g.m >= least;
+  const bool wants_lt = g.m >= least && !(machine.hopper && g.act == static_cast<int>(Act::kGeluTanh) &&
+                                          g.in != Element::kFloat && g.m >= kOwnGeluRows);
   if (wants_lt && LtChoices(machine, g) > 0) return Plan{Family::kLt, 0, 1};
   if (g.in == Element::kFloat) return Plan{Family::kSimt, 0, 1};
   if (!machine.hopper) {

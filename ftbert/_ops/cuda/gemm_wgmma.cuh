@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
   constexpr int kSlice = 128 / sizeof(In);                      // values of K in a stage
   constexpr int kBlocks = kAlternate ? kRows / 64 : 1;          // 64-row blocks of one warpgroup
   constexpr int kRowCtas = kCluster > 1 ? 2 : 1, kColumnCtas = kCluster / kRowCtas;  // of a cluster
-  constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: all but the diagonal one
+  constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: not the diagonal one
   constexpr int kConsumers = (kAlternate ? 1 : 2) * kWriters;   // warpgroups that must leave a stage
   extern __shared__ uint8_t raw[];
   const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
 
   const int columns = CeilDiv(CeilDiv(e.n, kColumns), kColumnCtas);
   const int tiles = columns * CeilDiv(CeilDiv(e.m, kRows), kRowCtas);
-  const auto column_of = [&](int tile) { return (tile % columns * kColumnCtas + static_cast<int>(column_rank)) * kColumns; };
+  const auto column_of = [&](int tile) {
+    return (tile % columns * kColumnCtas + static_cast<int>(column_rank)) * kColumns;
+  };
   const auto row_of = [&](int tile) { return (tile / columns * kRowCtas + static_cast<int>(row_rank)) * kRows; };
   const int slices = CeilDiv(e.k, kSlice);
   const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
