@@ -79,6 +79,25 @@ def test_a_replica_uses_what_ray_gives_it(monkeypatch, settings, expected):
     assert made[0]["ray_actor_options"]["num_gpus"] == settings.get("num_gpus", 0)
 
 
+@pytest.mark.parametrize(
+    "queued, failed, asked", [(0, 0, True), (5000, 0, False), (5000, 3, True)]
+)
+def test_a_busy_replica_is_not_taken_for_a_dead_one(queued, failed, asked):
+    questions = []
+
+    class Queue:
+        queued_texts, failed_batches = queued, failed
+
+        def submit(self, texts, truncation):
+            questions.append(texts)
+            return types.SimpleNamespace(result=lambda timeout: None)
+
+    replica = object.__new__(online._Replica)
+    replica._queue = Queue()
+    replica.check_health()
+    assert bool(questions) == asked
+
+
 # The output folder
 
 

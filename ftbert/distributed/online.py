@@ -133,5 +133,10 @@ class _Replica:
         return Response(reply, media_type="application/json")
 
     def check_health(self) -> None:
-        """Ray Serve replaces a replica that raises here."""
-        self._queue.submit(["."], truncation="head").result(30)
+        """Ray Serve replaces a replica that raises here.
+
+        One that is at work is asked nothing: under load the question would wait as long as the requests do, and a busy
+        replica would be taken for a dead one.
+        """
+        if self._queue.failed_batches or not self._queue.queued_texts:
+            self._queue.submit(["."], truncation="head").result(30)
