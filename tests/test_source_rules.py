@@ -72,7 +72,7 @@ IMPORTS_TENSORFLOW = {"variables", "modeling", "fast_modeling", "training", "est
 MAX_LINE = 120
 MAX_LINES = 400
 MAX_TEST_LINES = 600
-LONG_FILES = {"ftbert/_ops/cpu/backend.cc": 445}
+LONG_FILES = {}  # the most lines of a file that is longer; nothing may join
 
 SOURCE_SUFFIXES = {".py", ".cc", ".cu", ".cuh", ".h", ".inc", ".cmake", ".toml", ".sh"}
 # Written in two halves, so that this file does not break its own rule.

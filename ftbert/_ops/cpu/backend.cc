@@ -6,7 +6,7 @@
 #include <string>
 
 #include "core/backend.h"
-#include "core/half.h"
+#include "cpu/embedding_tables.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
@@ -20,12 +20,6 @@ namespace {
 constexpr int kNumSlots = 8;
 // A workspace that needed less than a quarter of its memory for so many runs gives it back.
 constexpr int kShrinkAfterRuns = 256;
-
-struct CpuTables final : EmbeddingTables {
-  Buffer words, positions, segments;  // rows padded to whole vectors
-  DataType type = DataType::kFloat32;
-  size_t bytes() const override { return words.size() + positions.size() + segments.size(); }
-};
 
 // A stretch of one row of text: what one task of Embed or Attend works on.
 struct Stretch {
@@ -66,36 +60,6 @@ Epilogue EpilogueFor(Activation activation) {
   return Epilogue::kBiasGeluTanh;
 }
 
-Status PackTable(const SourceTable& source, int32_t columns, DataType type, Buffer* packed) {
-  const size_t stride = (static_cast<size_t>(columns) + 15) / 16 * 16;
-  const size_t width = type == DataType::kFloat32 ? 4 : 2;
-  if (!packed->Allocate(source.rows * stride * width))
-    return Status(Code::kOutOfMemory, "Out of memory for the embeddings.");
-  constexpr int32_t kRowsAtATime = 512;
-  PackInParallel((source.rows + kRowsAtATime - 1) / kRowsAtATime, [&](int32_t block) {
-    const int32_t end = std::min(source.rows, (block + 1) * kRowsAtATime);
-    for (int32_t row = block * kRowsAtATime; row < end; ++row) {
-      const size_t from = static_cast<size_t>(row) * columns;
-      char* to = packed->as<char>() + row * stride * width;
-      if (source.type == type) {
-        std::memcpy(to, static_cast<const char*>(source.data) + from * width, columns * width);
-      } else {
-        for (int32_t i = 0; i < columns; ++i) {
-          const float value = ReadAsFloat(source.data, source.type, from + i);
-          if (type == DataType::kFloat32) {
-            reinterpret_cast<float*>(to)[i] = value;
-          } else {
-            reinterpret_cast<uint16_t*>(to)[i] =
-                type == DataType::kFloat16 ? FloatToFloat16(value) : FloatToBFloat16(value);
-          }
-        }
-      }
-      std::memset(to + columns * width, 0, (stride - columns) * width);
-    }
-  });
-  return Status();
-}
-
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const Config& config, Isa level, const LinearKernel* linear, int threads)
@@ -127,11 +91,8 @@ class CpuBackend final : public Backend {
     if (linear_->precision() != Precision::kFloat32) {
       tables->type = words.type == DataType::kBFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
     }
-    const int32_t H = config_.hidden_size;
     const LoadThreads threads(threads_);
-    Status status = PackTable(words, H, tables->type, &tables->words);
-    if (status.ok()) status = PackTable(positions, H, tables->type, &tables->positions);
-    if (status.ok()) status = PackTable(segments, H, tables->type, &tables->segments);
+    const Status status = tables->Pack(words, positions, segments, config_.hidden_size);
     if (status.ok()) *packed = std::move(tables);
     return status;
   }
@@ -188,7 +149,7 @@ class CpuBackend final : public Backend {
       task.words = tables.words.data();
       task.positions = tables.positions.data();
       task.segments = tables.segments.data();
-      task.table_stride = (config_.hidden_size + 15) / 16 * 16;
+      task.table_stride = CpuTables::Stride(config_.hidden_size);
       task.type = static_cast<int32_t>(tables.type);
       task.token_ids = w->batch.token_ids + first;
       task.segment_ids = w->batch.segment_ids != nullptr ? w->batch.segment_ids + first : nullptr;
@@ -301,8 +262,7 @@ class CpuBackend final : public Backend {
   std::string DescribeFields() const override {
     return std::string("\"device\": \"cpu\", \"precision\": \"") + PrecisionText() + "\", \"isa\": \"" +
            IsaName(linear_->isa()) + "\", \"isa_level\": \"" + IsaName(level_) + "\", \"threads\": " +
-           std::to_string(threads_) +
-           ", \"scratch_bytes\": " + std::to_string(scratch_bytes_.load());
+           std::to_string(threads_) + ", \"scratch_bytes\": " + std::to_string(scratch_bytes_.load());
   }
 
  private:
@@ -342,14 +302,8 @@ class CpuBackend final : public Backend {
   }
 
   const char* PrecisionText() const {
-    switch (linear_->precision()) {
-      case Precision::kBFloat16:
-        return "bf16";
-      case Precision::kInt8:
-        return "int8";
-      default:
-        return "fp32";
-    }
+    const Precision precision = linear_->precision();
+    return precision == Precision::kInt8 ? "int8" : precision == Precision::kBFloat16 ? "bf16" : "fp32";
   }
 
   ptrdiff_t Stride(Slot slot) const {

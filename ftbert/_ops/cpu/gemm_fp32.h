@@ -153,12 +153,12 @@ void Gemm(const GemmTask& task) {
   MicroTask t;
   t.in_stride = task.in_stride;
   t.weights_stride = kPanel;
-  for (int p = 0; p < task.num_panels; ++p) {
-    const Panel panel = task.panels[p];
-    const bool whole = panel.width == kPanel;
-    for (int k = task.k_begin; k < task.k_end; k += kInputBlock) {
-      const int k_next = k + kInputBlock < task.k_end ? k + kInputBlock : task.k_end;
-      const bool last = k_next == task.inputs;
+  for (int k = task.k_begin; k < task.k_end; k += kInputBlock) {
+    const int k_next = k + kInputBlock < task.k_end ? k + kInputBlock : task.k_end;
+    const bool last = k_next == task.inputs;
+    for (int p = 0; p < task.num_panels; ++p) {
+      const Panel panel = task.panels[p];
+      const bool whole = panel.width == kPanel;
       t.weights = task.weights + p * task.panel_floats + static_cast<ptrdiff_t>(k) * kPanel;
       t.bias = last ? task.bias + p * kPanel : nullptr;
       t.inputs = k_next - k;

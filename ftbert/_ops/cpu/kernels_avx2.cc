@@ -16,20 +16,12 @@ constexpr int kPrefetchAhead = 256;
 }  // namespace cpu
 }  // namespace ftbert
 
-#include "cpu/attention.h"
-#include "cpu/gemm_fp32.h"
-#include "cpu/row_kernels.h"
+#include "cpu/kernels_table.h"
 
 namespace ftbert {
 namespace cpu {
 
-const Kernels* KernelsAvx2() {
-  static constexpr Kernels kernels = {
-      kRowTile, kPanel, kLanes,  kQueryTile,   Gemm,        AttentionScratchFloats,
-      Attention, Embed, AddNorm, ActivateSpan, kPeakChains, Peak,
-  };
-  return &kernels;
-}
+const Kernels* KernelsAvx2() { return &kKernels; }
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -15,20 +15,12 @@ constexpr int kPrefetchAhead = 0;
 }  // namespace cpu
 }  // namespace ftbert
 
-#include "cpu/attention.h"
-#include "cpu/gemm_fp32.h"
-#include "cpu/row_kernels.h"
+#include "cpu/kernels_table.h"
 
 namespace ftbert {
 namespace cpu {
 
-const Kernels* KernelsPortable() {
-  static constexpr Kernels kernels = {
-      kRowTile, kPanel, kLanes,  kQueryTile,   Gemm,        AttentionScratchFloats,
-      Attention, Embed, AddNorm, ActivateSpan, kPeakChains, Peak,
-  };
-  return &kernels;
-}
+const Kernels* KernelsPortable() { return &kKernels; }
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -9,6 +9,7 @@ include(CheckCXXCompilerFlag)
 set(FTBERT_CPU_SOURCES
     cpu/backend.cc
     cpu/cpu_count.cc
+    cpu/embedding_tables.cc
     cpu/isa.cc
     cpu/linear.cc
     cpu/linear_fp32.cc
