@@ -21,7 +21,7 @@ class Replicas:
     def __init__(self, devices: Sequence[str]) -> None:
         self.devices = tuple(devices)
         self._strategy: Any = None
-        self._per_replica: Any = None
+        self._mirrored: Dict[str, Any] = {}
         if len(self.devices) > 1:
             # Named here because the strategy's own choice starts up every device of the machine to look at them.
             nccl = "gpu" in self.devices[0].lower()
@@ -56,31 +56,39 @@ class Replicas:
                 mine[name] = copy
         return copies
 
-    def each(self, build: Callable[[int], Tuple[Any, List[Any]]]) -> List[Tuple[Any, List[Any]]]:
-        """What `build` (device's index -> (something, gradients)) makes on every device."""
+    def gradients(
+        self, names: Sequence[str], build: Callable[[int], Tuple[Any, List[Any]]]
+    ) -> Tuple[List[Any], List[List[Any]]]:
+        """Builds the model on every device and sums the gradients over all of them.
+
+        Args:
+            names: of the variables that the gradients are of.
+            build: device's index -> (something, that device's gradients in the order of `names`).
+
+        Returns:
+            What `build` gave beside its gradients, and the sums: both a list with one entry for each device.
+        """
         if self._strategy is None:
             with self.on(0):
-                return [build(0)]
-        made: Dict[int, Tuple[Any, List[Any]]] = {}
+                beside, mine = build(0)
+            return [beside], [mine]
+        made: Dict[int, Any] = {}
 
         def replica() -> List[Any]:
             index = tf.distribute.get_replica_context().replica_id_in_sync_group
             index = int(index if isinstance(index, int) else tf.get_static_value(index))
-            made[index] = build(index)
-            return made[index][1]
+            made[index], mine = build(index)
+            return mine
 
         # Nothing in it is Python control flow on tensors; TensorFlow 1.14 has no such switch and needs none.
         unconverted = getattr(tf.autograph.experimental, "do_not_convert", lambda function: function)
+        extended = self._strategy.extended
         with self._strategy.scope():
-            self._per_replica = self._strategy.extended.call_for_each_replica(unconverted(replica))
-        return [made[index] for index in range(self.count)]
-
-    def total(self, names: Sequence[str], made: List[Tuple[Any, List[Any]]]) -> List[List[Any]]:
-        """The gradients that `each` returned, of the variables named, summed over the devices: a list for each one."""
-        if self._strategy is None:
-            return [made[0][1]]
-        pairs = list(zip(self._per_replica, [self._mirrored[name] for name in names]))
-        with self._strategy.scope():
-            sums = self._strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+            each = extended.call_for_each_replica(unconverted(replica))
+            pairs = [(gradient, self._mirrored[name]) for gradient, name in zip(each, names)]
+            sums = extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
         results = [self._strategy.experimental_local_results(total) for total in sums]
-        return [[result[index] for result in results] for index in range(self.count)]
+        return (
+            [made[index] for index in range(self.count)],
+            [[result[index] for result in results] for index in range(self.count)],
+        )

@@ -167,10 +167,9 @@ class UpdateGraph:
                 gradients = [(total + gradient) / self._micro_steps for total, gradient in pairs]
             return (loss, add), gradients
 
-        made = replicas.each(build)
-        self._losses = [loss for (loss, _), _ in made]
-        self._add = [add for (_, add), _ in made]
-        totals = replicas.total(trained, made)
+        made, totals = replicas.gradients(trained, build)
+        self._losses = [loss for loss, _ in made]
+        self._add = [add for _, add in made]
         factors = {name: self._factor(name) for name in trained}
         with replicas.on(0):
             self._rate = learning_rate_at(
