@@ -23,6 +23,15 @@ void PackInParallel(int32_t count, const std::function<void(int32_t)>& body) {
   team.ForEach(count, [&](int index, int) { body(index); });
 }
 
+void PackPanels(const PackedMatrix& packed, const std::vector<SourceMatrix>& parts,
+                const std::function<void(int32_t, const SourceMatrix&, int32_t)>& body) {
+  PackInParallel(static_cast<int32_t>(packed.panels.size()), [&](int32_t panel) {
+    const size_t part = std::upper_bound(packed.part_begin.begin(), packed.part_begin.end(), panel) -
+                        packed.part_begin.begin() - 1;
+    body(panel, parts[part], (panel - packed.part_begin[part]) * packed.kernel->panel_columns());
+  });
+}
+
 Status MakePanels(const LinearKernel& kernel, const std::vector<SourceMatrix>& parts, PackedMatrix* packed) {
   const int32_t width = kernel.panel_columns();
   packed->kernel = &kernel;

@@ -108,6 +108,10 @@ void ReadRow(const SourceMatrix& source, int32_t k, int32_t n, int32_t count, fl
 // Calls body(i) for i in [0, count) on the threads that LoadThreads gave: for Pack, whose panels are independent.
 void PackInParallel(int32_t count, const std::function<void(int32_t)>& body);
 
+// The same for every panel: body(panel, the part it belongs to, its first column in that part).
+void PackPanels(const PackedMatrix& packed, const std::vector<SourceMatrix>& parts,
+                const std::function<void(int32_t, const SourceMatrix&, int32_t)>& body);
+
 // While it lives, PackInParallel called from this thread uses so many threads.
 class LoadThreads {
  public:

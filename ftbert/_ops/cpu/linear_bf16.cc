@@ -68,17 +68,15 @@ class Bf16LinearKernel : public LinearKernel {
                     std::to_string(packed->outputs) + ": no memory for them. Free memory, or use precision int8.");
     }
     std::memset(packed->weights.data(), 0, packed->weights.size());
-    std::vector<float> row(columns);
-    for (size_t part = 0; part < parts.size(); ++part) {
-      for (int32_t p = packed->part_begin[part]; p < packed->part_begin[part + 1]; ++p) {
-        const int32_t first = (p - packed->part_begin[part]) * columns, width = packed->panels[p].width;
-        auto* to = reinterpret_cast<uint16_t*>(packed->weights.as<uint8_t>() + p * packed->panel_bytes);
-        for (int32_t k = 0; k < inputs; ++k) {
-          ReadRow(parts[part], k, first, width, row.data());
-          for (int32_t c = 0; c < width; ++c) to[(k / 2 * columns + c) * 2 + k % 2] = FloatToBFloat16(row[c]);
-        }
+    PackPanels(*packed, parts, [&](int32_t panel, const SourceMatrix& part, int32_t first) {
+      const int32_t width = packed->panels[panel].width;
+      auto* to = reinterpret_cast<uint16_t*>(packed->weights.as<uint8_t>() + panel * packed->panel_bytes);
+      std::vector<float> row(columns);
+      for (int32_t k = 0; k < inputs; ++k) {
+        ReadRow(part, k, first, width, row.data());
+        for (int32_t c = 0; c < width; ++c) to[(k / 2 * columns + c) * 2 + k % 2] = FloatToBFloat16(row[c]);
       }
-    }
+    });
     return Status();
   }
 

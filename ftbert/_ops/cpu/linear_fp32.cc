@@ -34,11 +34,7 @@ class Fp32Linear final : public LinearKernel {
     if (!packed->weights.Allocate(bytes)) {
       return Status(Code::kOutOfMemory, "Out of memory: a weight matrix needs " + std::to_string(bytes) + " bytes.");
     }
-    PackInParallel(static_cast<int32_t>(packed->panels.size()), [&](int32_t panel) {
-      const size_t index = std::upper_bound(packed->part_begin.begin(), packed->part_begin.end(), panel) -
-                           packed->part_begin.begin() - 1;
-      const SourceMatrix& part = parts[index];
-      const int32_t column = (panel - packed->part_begin[index]) * width;
+    PackPanels(*packed, parts, [&](int32_t panel, const SourceMatrix& part, int32_t column) {
       const int32_t count = packed->panels[panel].width;
       float* out = packed->weights.as<float>() + panel * panel_floats;
       for (int32_t k = 0; k < part.rows; ++k, out += width) {

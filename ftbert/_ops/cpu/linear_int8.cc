@@ -206,20 +206,18 @@ class Int8LinearKernel : public LinearKernel {
     std::memset(packed->weights.data(), 0, packed->weights.size());
     float* scale = packed->extra.as<float>();
     float* sum = scale + padded_columns;
-    PanelQuantizer quantizer(inputs, columns);
-    for (size_t part = 0; part < parts.size(); ++part) {
-      for (int32_t p = packed->part_begin[part]; p < packed->part_begin[part + 1]; ++p) {
-        const int32_t first = (p - packed->part_begin[part]) * columns, width = packed->panels[p].width;
-        for (int32_t k = 0; k < inputs; ++k) {
-          std::fill(quantizer.row(k) + width, quantizer.row(k) + columns, 0.0f);
-          ReadRow(parts[part], k, first, width, quantizer.row(k));
-        }
-        const size_t column = static_cast<size_t>(p) * columns;
-        int8_t* to = packed->weights.as<int8_t>() + p * packed->panel_bytes;
-        quantizer.Quantize(ops_.bounds_pairs, to, scale + column, sum + column);
-        if (ops_.finish_panel != nullptr) ops_.finish_panel(reinterpret_cast<uint8_t*>(to), lines);
+    PackPanels(*packed, parts, [&](int32_t panel, const SourceMatrix& part, int32_t first) {
+      const int32_t width = packed->panels[panel].width;
+      PanelQuantizer quantizer(inputs, columns);
+      for (int32_t k = 0; k < inputs; ++k) {
+        std::fill(quantizer.row(k) + width, quantizer.row(k) + columns, 0.0f);
+        ReadRow(part, k, first, width, quantizer.row(k));
       }
-    }
+      const size_t column = static_cast<size_t>(panel) * columns;
+      auto* to = packed->weights.as<uint8_t>() + panel * packed->panel_bytes;
+      quantizer.Quantize(ops_.bounds_pairs, reinterpret_cast<int8_t*>(to), scale + column, sum + column);
+      if (ops_.finish_panel != nullptr) ops_.finish_panel(to, lines);
+    });
     return Status();
   }
 
