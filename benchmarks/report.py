@@ -368,6 +368,7 @@ def draw_growth(path):
         by_threads.set_xlabel("threads")
         by_threads.set_ylabel("tokens a second, 32 rows of 128")
         by_threads.set_ylim(bottom=0)
+        by_threads.set_xticks(sorted({curve["threads"] for curve in result["growth"]}))
         for axis in (by_tokens, by_threads):
             axis.grid(True, which="both", alpha=0.25)
             axis.legend(fontsize=8)
@@ -418,7 +419,9 @@ def main():
     stale = []
     for path, language in (("README.md", "en"), ("README.zh-CN.md", "zh"), ("docs/benchmarks.md", "en")):
         path = os.path.join(ROOT, path)
-        old, new = replaced(path, sections(language, path.endswith("benchmarks.md")))
+        whole = path.endswith("benchmarks.md")
+        text = sections(language, whole)
+        old, new = replaced(path, text.replace("](benchmarks/", "](../benchmarks/") if whole else text)
         if old == new:
             continue
         stale.append(os.path.basename(path))
