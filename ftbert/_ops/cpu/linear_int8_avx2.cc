@@ -136,14 +136,22 @@ void PrepareCentered(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t
     std::memcpy(prepared + bytes, &tail, sizeof(tail));
     auto* norms = reinterpret_cast<uint16_t*>(prepared + bytes + kLineBytes);
     const __m256i middle = _mm256_set1_epi16(static_cast<int16_t>(center));
-    for (int32_t k = 0; k < bytes; k += kChunk) {
-      const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(prepared + k));
-      const __m256i away = _mm256_sub_epi16(_mm256_cvtepu8_epi16(x), middle);
-      const __m256i squares = _mm256_madd_epi16(away, away);  // pairs; the even ones meet in a lane, and the odd ones
-      const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(squares), _mm256_extracti128_si256(squares, 1));
-      const __m128i both = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x0e));
-      const __m128i larger = _mm_max_epi32(both, _mm_shuffle_epi32(both, 1));
-      norms[k / kChunk] = static_cast<uint16_t>(RootUp(_mm_cvtsi128_si32(larger)));
+    for (int32_t k = 0; k < bytes; k += kLineBytes, norms += kChunksPerLine) {
+      __m128i of_lanes[kChunksPerLine];  // the square of the even pairs, which meet in a lane, and that of the odd ones
+#pragma GCC unroll 4
+      for (int chunk = 0; chunk < kChunksPerLine; ++chunk) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(prepared + k + chunk * kChunk));
+        const __m256i away = _mm256_sub_epi16(_mm256_cvtepu8_epi16(x), middle);
+        const __m256i squares = _mm256_madd_epi16(away, away);
+        const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(squares), _mm256_extracti128_si256(squares, 1));
+        of_lanes[chunk] = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x0e));
+      }
+      const __m128i front = _mm_unpacklo_epi32(of_lanes[0], of_lanes[1]);
+      const __m128i back = _mm_unpacklo_epi32(of_lanes[2], of_lanes[3]);
+      const __m128i larger = _mm_max_epi32(_mm_unpacklo_epi64(front, back), _mm_unpackhi_epi64(front, back));
+      const __m128i roots = _mm_cvttps_epi32(_mm_sqrt_ps(_mm_cvtepi32_ps(larger)));  // as RootUp
+      const __m128i up = _mm_add_epi32(roots, _mm_set1_epi32(1));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(norms), _mm_packus_epi32(up, up));
     }
   }
 }
