@@ -18,7 +18,7 @@ SENTENCES = [
     "快递显示三天没动静，东西到底到哪儿了",
     "密码输错太多次，账号被锁住了",
     "能不能给我开一张公司抬头的发票",
-    "上个月我被扣了两次会员费",
+    "用信用卡付款一直被拒绝，是怎么回事",
     "I'd like my money back for the headphones I returned last week",
     "my parcel has been stuck in the same depot since Monday",
     "please cancel the order I placed an hour ago",
