@@ -263,13 +263,31 @@ def held_line(result, chinese):
         if not ours or not theirs:
             continue
         speeds = ", ".join("%s %.2fx" % (work, ratio) for work, (ratio, _) in ratios(result, precision).items())
-        off = [record["against_torch_fp32"]["largest_difference"] for record in (ours, theirs)]
+        against = [record.get("against_torch_fp32", {}) for record in (ours, theirs)]
+        off = [record.get("largest_difference", float("nan")) for record in against]
         if chinese:
             text = "- 两者都限制在 %s 时，%s 相对 ONNX Runtime：%s；logits 偏差 %.2g 对 %.2g"
         else:
             text = "- both held to %s, %s against ONNX Runtime: %s; logits off by %.2g against %.2g"
         lines.append(text % (result["isa"].upper(), precision, speeds, off[0], off[1]))
     return "\n".join(lines)
+
+
+def predict_facts(result):
+    """Loading, memory, and strings against ids of one run of bench_predict.py."""
+    rows = []
+    for record in result["loading"]:
+        strings = result["strings"][record["precision"]][record["runtime"]]
+        rows.append(
+            [
+                "%s, %s" % (record["runtime"], record["precision"]),
+                "%.2f" % record["first_prediction_s"],
+                "%.0f" % record["peak_above_mb"],
+                "%.3f" % strings["strings_over_ids"],
+            ]
+        )
+    header = ["runtime", "fp16 checkpoint to first prediction, s", "peak above the import, MB", "strings over ids"]
+    return table(header, rows)
 
 
 def sections(language, whole=False):
@@ -323,6 +341,8 @@ def sections(language, whole=False):
         parts += noted(result)
         if os.path.exists(os.path.join(RESULTS, name + ".svg")):
             parts.append("![texts per second by number of cards](benchmarks/results/%s.svg)" % name)
+    if whole:
+        parts += [predict_facts(result) for result in load("bench_predict_*").values()]
     if os.path.exists(os.path.join(RESULTS, "growth.svg")):
         parts.append("![how cost grows](benchmarks/results/growth.svg)")
     return "\n\n".join(parts)
