@@ -47,7 +47,7 @@ struct Gemm {
   void* out = nullptr;           // (m, ldo)
   int64_t ldo = 0;
   int act = 0;                   // Act
-  const void* residual = nullptr;  // (m, ldo) in out_type, added last; not in kMma and kSimt, and no fp8 out
+  const void* residual = nullptr;  // (m, ldo) in out_type, added last; in kWgmma and kSplit, and no fp8 out
   const int2* residual_rows = nullptr;  // (m,) kSplit: the residual of row m is row residual_rows[m].x; null: row m
   RowScale x_scale;              // fp8 in: x = stored * scale
   const float* w_scale = nullptr;  // fp8 in: (n,)

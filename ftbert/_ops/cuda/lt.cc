@@ -199,9 +199,11 @@ int LtChoices(const Machine& machine, const Gemm& g) {
 }
 
 cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_t stream) {
-  if (LtChoices(machine, g) <= choice || g.scratch_bytes < kLtScratchBytes) return cudaErrorNotSupported;
+  if (LtChoices(machine, g) <= choice || g.scratch_bytes < kLtScratchBytes || g.residual != nullptr) {
+    return cudaErrorNotSupported;
+  }
   Prepared* p = AllProducts().Find(machine, g);
-  const float one = 1.f, beta = g.residual != nullptr ? 1.f : 0.f;
+  const float one = 1.f, zero = 0.f;
   const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
   std::lock_guard<std::mutex> lock(p->mutex);
   const uint64_t height = g.m;
@@ -211,7 +213,7 @@ cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_
     return cudaErrorUnknown;
   }
   const int status = Lt().matmul(p->handle, p->operation, &one, g.w, p->w,
-                                 g.x, p->x, &beta, g.residual != nullptr ? g.residual : g.out, p->out, g.out, p->out,
+                                 g.x, p->x, &zero, g.out, p->out, g.out, p->out,
                                  &p->algorithms[choice].algorithm, g.scratch, kLtScratchBytes, stream);
   return status == 0 ? cudaSuccess : cudaErrorUnknown;
 }

@@ -70,6 +70,8 @@ CudaWorkspace::~CudaWorkspace() {
 }
 
 void CudaWorkspace::DropGraphs() {
+  // A run that was watched for its logits may still be ending.
+  if (!graphs.empty() && stream != nullptr) cudaStreamSynchronize(stream);
   for (RecordedGraph& graph : graphs) {
     if (graph.run != nullptr) cudaGraphExecDestroy(graph.run);
   }
@@ -236,6 +238,7 @@ Status CudaBackend::Execute(Workspace* workspace, const std::function<void()>& l
       std::find_if(w->graphs.begin(), w->graphs.end(), [&](const RecordedGraph& g) { return g.key == key; });
   if (found == w->graphs.end()) {
     if (w->graphs.size() == kGraphs) {
+      cudaStreamSynchronize(w->stream);
       if (w->graphs.back().run != nullptr) cudaGraphExecDestroy(w->graphs.back().run);
       w->graphs.pop_back();
     }
