@@ -5,8 +5,8 @@
 //
 // Loop order: inputs in blocks of kInputBlock, then panels, then row tiles: a block of a panel stays near while every
 // row tile uses it, and is prefetched into the first-level cache a few inputs ahead of its use; the rows' part of a
-// block stays in the second level, however many inputs there are. Between input blocks the sums wait in `out`; fp32 stores are exact, so every element is one chain of
-// fused multiply-adds with k ascending, whatever the tile or the block.
+// block stays in the second level, however many inputs there are. Between input blocks the sums wait in `out`; fp32
+// stores are exact, so every element is one chain of fused multiply-adds with k ascending, whatever the tile or block.
 #ifndef FTBERT_CPU_GEMM_FP32_H_
 #define FTBERT_CPU_GEMM_FP32_H_
 
