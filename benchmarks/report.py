@@ -205,10 +205,11 @@ def soak_facts(result):
     growth = result["growth_after_the_first_fifth"]
     return (
         "{:.0f} s of eight threads on {}: {:,} calls, {:,} rows, {} wrong; logits within {:.2g} of the row alone; "
-        "growth after the first fifth: {} MiB on the card, {} MiB in the process."
+        "growth after the first fifth: {} MiB on the card, {} MiB in the process.{}"
     ).format(
         result["seconds"], result["engine"], result["calls"], result["texts"], len(result["wrong_rows"]) or "none",
         result["largest_difference"], growth.get("device_mib", "?"), growth["resident_mib"],
+        " It ended with: %s" % result["errors"][0] if result["errors"] else "",
     )  # fmt: skip
 
 
