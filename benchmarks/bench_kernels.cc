@@ -107,6 +107,7 @@ double MeasurePeak(const cpu::Kernels& kernels, int threads) {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};                                            \
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};                                              \
     } shapes;                                                                                           \
+    asm volatile("" ::"m"(shapes)); /* else only eight bytes of it are stored */                          \
     _tile_loadconfig(&shapes);                                                                          \
     _tile_zero(0);                                                                                      \
     _tile_zero(1);                                                                                      \

@@ -32,7 +32,12 @@ static_assert(sizeof(TileShapes) == 64, "the layout of ldtilecfg");
 
 #ifndef FTBERT_EMULATE_AMX
 
-#define AMX_CONFIGURE(shapes) _tile_loadconfig(shapes)
+// The compiler believes that ldtilecfg reads eight bytes only, and would leave out the stores of all others.
+#define AMX_CONFIGURE(shapes)               \
+  do {                                      \
+    asm volatile("" ::"m"(*(shapes)));      \
+    _tile_loadconfig(shapes);               \
+  } while (false)
 #define AMX_RELEASE() _tile_release()
 #define AMX_ZERO(tile) _tile_zero(tile)
 #define AMX_LOAD(tile, base, stride) _tile_loadd(tile, base, stride)
