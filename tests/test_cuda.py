@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -188,6 +189,46 @@ def test_threads_share_an_engine():
         for thread in threads:
             thread.join()
         assert not wrong
+
+
+def run_threads(engine, batches, alone, seconds, tolerance):
+    """Eight threads give the engine random batches of rows that it has answered alone; what went wrong."""
+    rows = [batch.take(np.array([i])) for batch in batches for i in range(batch.num_rows)]
+    wrong, end = [], time.monotonic() + seconds
+
+    def work(seed):
+        random = np.random.RandomState(seed)
+        while time.monotonic() < end and not wrong:
+            chosen = random.randint(0, len(rows), random.randint(1, (4, 32, 128)[random.randint(3)] + 1))
+            try:
+                got = engine.run(pack([rows[i].token_ids for i in chosen], [rows[i].segment_ids for i in chosen]))
+                off = np.abs(got["logits"] - alone[chosen]).max()
+            except Exception as error:  # noqa: BLE001 - what a thread saw must reach the test
+                wrong.append(repr(error))
+                return
+            if not off <= tolerance:
+                wrong.append((seed, len(chosen), float(off)))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
+
+
+def test_eight_threads_on_a_bert_base(seconds=30):
+    """Sizes, threads and recorded batches with which a kernel that passed every check alone once failed."""
+    config = BertConfig(1000, 768, 12, 12, 3072, 512, 2, "gelu_tanh")
+    arrays = random_weights(config, 5, scale=0.04)
+    random = np.random.RandomState(1)
+    batches = [random_batch(config, random.randint(1, most, 64), most) for most in (40, 128, 512)]
+    with build(config, arrays, 5) as engine:
+        alone = np.concatenate(
+            [engine.run(batch.take(np.array([i])))["logits"] for batch in batches for i in range(batch.num_rows)]
+        )
+        assert np.abs(alone - np.roll(alone, 1, axis=0)).max(axis=1).min() > 0.06  # another row's answer would show
+        assert not run_threads(engine, batches, alone, seconds, 0.03)
 
 
 def test_what_the_card_cannot_do_is_refused():
