@@ -107,6 +107,16 @@ def ratios(result, precision):
     return out
 
 
+def against(found, chinese):
+    """`{work: (ratio, peer)}` in words; a peer that is the fastest at all of it is named once."""
+    peers = {NAMES.get(peer, peer).split(",")[0] for _, peer in found.values()}
+    if len(peers) == 1:
+        text = ", ".join("%s %.2fx" % (work, ratio) for work, (ratio, _) in found.items())
+        return ("最快同类 %s：%s" if chinese else "the fastest peer, %s: %s") % (peers.pop(), text)
+    text = ", ".join("%s %.2fx (%s)" % (w, r, NAMES.get(peer, peer).split(",")[0]) for w, (r, peer) in found.items())
+    return ("最快同类：%s" if chinese else "the fastest peer: %s") % text
+
+
 def describe(result):
     machine = result["machine"]
     processor = machine["processor"]
@@ -133,21 +143,21 @@ def gpu_table(result):
 
 
 def gpu_ratios(result, language):
-    """A line for each engine of ours: the fastest peer's time over its own, for each piece of work."""
+    """A line for each precision of ours, untuned: the fastest peer's time over its own, for each piece of work."""
     peers = [record for record in result["engines"] if not record["engine"].startswith("ftbert")]
     lines = []
     for record in result["engines"]:
-        parts = []
+        if record["engine"] != "ftbert":
+            continue
+        found = {}
         for name in result["work"]:
             theirs = [(peer["milliseconds"][name], peer["engine"]) for peer in peers if name in peer["milliseconds"]]
-            if theirs and name in record["milliseconds"] and record not in peers:
+            if theirs and name in record["milliseconds"]:
                 best, engine = min(theirs)
-                parts.append("%s %.2fx (%s)" % (name, best / record["milliseconds"][name], engine.split(",")[0]))
-        if parts:
-            line = "- %s, %s, against the fastest peer in fp16: %s"
-            if language == "zh":
-                line = "- %s，%s，相对最快同类 fp16：%s"
-            lines.append(line % (record["engine"], record["precision"], ", ".join(parts)))
+                found[name] = (best / record["milliseconds"][name], engine)
+        if found:
+            line = "- %s 相对 fp16 的%s" if language == "zh" else "- %s against fp16 of %s"
+            lines.append(line % (record["precision"], against(found, language == "zh")))
     return "\n".join(lines)
 
 
@@ -310,9 +320,7 @@ def sections(language, whole=False):
         for precision in ("fp32", "bf16", "int8"):
             found = ratios(result, precision)
             if found:
-                text = ", ".join("%s %.2fx (%s)" % (work, r, NAMES.get(e, e)) for work, (r, e) in found.items())
-                line = "- %s 相对最快同类：%s" if chinese else "- %s against the fastest peer: %s"
-                lines.append(line % (precision, text))
+                lines.append(("- %s 相对%s" if chinese else "- %s against %s") % (precision, against(found, chinese)))
         parts.append("\n".join(lines))
         parts += noted(result)
     for name, result in load("peers_gpu_*").items():
@@ -335,6 +343,8 @@ def sections(language, whole=False):
         for name, result in load("soak_*").items():
             parts += [soak_facts(result)] + noted(result)
     for name, result in load("multi_gpu_*").items():
+        if not whole and max(row["cards"] for row in result["sets"]) < 2:
+            continue  # one card listed twice shows no scaling
         title = "多卡：%s。BERT-base %s，%s 条文本。" if chinese else "Several cards: %s. BERT-base %s, %s texts."
         values = (result["card"], result["precision"], "{:,}".format(result["texts"]))
         parts.append(title % values + "\n\n" + multi_table(result))
