@@ -158,47 +158,71 @@ def test_two_runs_are_bitwise_equal_and_seeds_differ(tmp_path):
     assert not np.array_equal(read_weights(first.output)[name], read_weights(other.output)[name])
 
 
-KILLED = """
+APART = """
 import json, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_finetune
-print("begun", flush=True)
-test_finetune.run({output!r}, epochs=4, metric="loss", seed=5)
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+module = __import__(sys.argv[3])
+result = module.run(sys.argv[4], **json.loads(sys.argv[5]))
+print(json.dumps(result.history))
 """
+
+
+def start_apart(module, output, changes):
+    """Starts `module.run` in an interpreter of its own; it prints the run's history.
+
+    TensorFlow's pool of threads is the process's, made by its first session: runs are equal bit by bit where their pools
+    are, and this process's pool is whatever the tests before asked for.
+    """
+    command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module, str(output), json.dumps(changes)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+
+def run_apart(module, output, changes):
+    """The history of a whole run in an interpreter of its own."""
+    process = start_apart(module, output, changes)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0
+    return json.loads(printed.decode().splitlines()[-1])
+
+
+def kill_apart(module, output, changes, counter, wanted, delay):
+    """Kills a run `delay` seconds after its kept state says that `counter` has come to `wanted`."""
+    process = start_apart(module, output, changes)
+    progress_path = str(output) + ".training/progress.json"
+
+    def counted():
+        with open(progress_path, encoding="utf-8") as file:
+            return json.load(file)[counter]
+
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        if os.path.exists(progress_path) and counted() >= wanted:
+            break
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and counted() >= wanted
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path):
-    straight = run(tmp_path / "straight", epochs=4, metric="loss", seed=5)
-    output = str(tmp_path / "killed")
-    script = KILLED.format(root=ROOT, tests=os.path.join(ROOT, "tests"), output=output)
-    progress_path = output + ".training/progress.json"
+    changes = {"epochs": 4, "metric": "loss", "seed": 5}
+    straight = run_apart("test_finetune", tmp_path / "straight", changes)
+    output = tmp_path / "killed"
     # Killed twice: in the second epoch (at once after the first was kept), and a moment into the next ones.
     for wanted, delay in ((1, 0.0), (2, 0.15)):
-        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.time() + 120
-        while process.poll() is None and time.time() < deadline:
-            if os.path.exists(progress_path):
-                with open(progress_path, encoding="utf-8") as file:
-                    if json.load(file)["epoch"] >= wanted:
-                        break
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-        with open(progress_path, encoding="utf-8") as file:
-            assert json.load(file)["epoch"] >= wanted
-    resumed = run(output, epochs=4, metric="loss", seed=5)
-    assert_same(straight.output, resumed.output)
-    strip = [{key: value for key, value in record.items() if key != "seconds"} for record in straight.history]
-    assert strip == [{key: value for key, value in record.items() if key != "seconds"} for record in resumed.history]
-    with open(os.path.join(resumed.run_folder, "metrics.jsonl"), encoding="utf-8") as file:
+        kill_apart("test_finetune", output, changes, "epoch", wanted, delay)
+    resumed = run_apart("test_finetune", output, changes)
+    assert_same(tmp_path / "straight", output)
+    assert [dict(record, seconds=0) for record in straight] == [dict(record, seconds=0) for record in resumed]
+    # And once more: nothing is trained, the folder is written again.
+    again = run(output, **changes)
+    assert again.examples_per_second == 0
+    assert_same(tmp_path / "straight", output)
+    with open(os.path.join(again.run_folder, "metrics.jsonl"), encoding="utf-8") as file:
         steps = [record["step"] for record in map(json.loads, file) if record["kind"] == "train"]
     assert steps == [0, 10, 15, 25, 30, 40, 45, 55]
-    # And once more: nothing is trained, the folder is written again.
-    again = run(output, epochs=4, metric="loss", seed=5)
-    assert again.examples_per_second == 0
-    assert_same(straight.output, again.output)
 
 
 def test_other_settings_do_not_take_up_the_run(trained, tmp_path):

@@ -82,32 +82,36 @@ def test_twenty_loads_and_closes_leave_memory_where_it_was(tmp_path, runtime):
     models.google_folder(tmp_path, config=config, slots=False)
     printed = run_python(
         """
-        import gc, os, sys
+        import ctypes, gc, os, sys
         sys.path.insert(0, "tests")
         import models
         from ftbert import FastBertClassifier
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", int)  # glibc's: what is free goes back before it is counted
         def once():
             with FastBertClassifier.load(sys.argv[1], device="cpu", runtime=sys.argv[2], threads=2) as loaded:
                 loaded.predict(models.texts(300))
             gc.collect()
         def resident():
+            trim(0)
             with open("/proc/self/statm") as file:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
         def opened(what):
             return len(os.listdir("/proc/self/" + what))
         for _ in range(8):
             once()
-        before, files, threads = resident(), opened("fd"), opened("task")
+        files, threads, sizes = opened("fd"), opened("task"), []
         for _ in range(20):
             once()
-        print(resident() - before, opened("fd") - files, opened("task") - threads)
+            sizes.append(resident())
+        # TensorFlow 1.14 holds 25 MB more or less from one time to the next: the least of ten is compared.
+        print(min(sizes[10:]) - min(sizes[:10]), opened("fd") - files, opened("task") - threads)
         """,
         tmp_path,
         runtime,
     )
     grown, files, threads = map(float, printed.split())
     print(printed)
-    assert grown < 16  # one model kept alive each time would be 128 MB
+    assert grown < 16  # one model kept alive each time would be 64 MB
     assert files <= 0
     if runtime == "direct":
         assert threads <= 0

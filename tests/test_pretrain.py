@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -243,64 +240,27 @@ def test_several_devices_and_micro_batches(tmp_path):
     assert run(tmp_path / "parts", accumulation=4, devices=2, **options).metrics["loss"] < 6
 
 
-KILLED = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_pretrain
-test_pretrain.run({output!r}, epochs=4, save_steps=5, seed=5)
-"""
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path):
-    straight = run(tmp_path / "straight", epochs=4, save_steps=5, seed=5)
-    assert [record["step"] for record in straight.history] == [
-        5,
-        10,
-        14,
-        15,
-        20,
-        25,
-        28,
-        30,
-        35,
-        40,
-        42,
-        45,
-        50,
-        55,
-        56,
-    ]
+    changes = {"epochs": 4, "save_steps": 5, "seed": 5}
+    straight = finetuning.run_apart("test_pretrain", tmp_path / "straight", changes)
+    kept = [5, 10, 14, 15, 20, 25, 28, 30, 35, 40, 42, 45, 50, 55, 56]
+    assert [record["step"] for record in straight] == kept
     output = str(tmp_path / "killed")
-    script = KILLED.format(root=ROOT, tests=os.path.join(ROOT, "tests"), output=output)
-    progress_path = output + ".training/progress.json"
     # Killed twice, in the middle of epochs: at once after a state was kept, and a moment later.
     for wanted, delay in ((5, 0.0), (20, 0.05)):
-        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.time() + 120
-        while process.poll() is None and time.time() < deadline:
-            if os.path.exists(progress_path):
-                with open(progress_path, encoding="utf-8") as file:
-                    if json.load(file)["step"] >= wanted:
-                        break
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-        with open(progress_path, encoding="utf-8") as file:
-            assert json.load(file)["step"] >= wanted
-    resumed = run(output, epochs=4, save_steps=5, seed=5)
-    finetuning.assert_same(straight.output, resumed.output)
-    for first, second in zip(straight.history, resumed.history):
-        # The mean since the last record is of fewer updates where the run was cut off.
-        assert {**first, "train_loss": 0} == {**second, "train_loss": 0}
-    with open(os.path.join(resumed.run_folder, "metrics.jsonl"), encoding="utf-8") as file:
+        finetuning.kill_apart("test_pretrain", output, changes, "step", wanted, delay)
+    resumed = finetuning.run_apart("test_pretrain", output, changes)
+    finetuning.assert_same(tmp_path / "straight", output)
+    # The mean since the last record is of fewer updates where the run was cut off.
+    assert [dict(record, train_loss=0) for record in straight] == [dict(record, train_loss=0) for record in resumed]
+    # And once more: nothing is trained, the folder is written again.
+    again = run(output, **changes)
+    assert again.tokens_per_second == 0
+    finetuning.assert_same(tmp_path / "straight", output)
+    with open(os.path.join(again.run_folder, "metrics.jsonl"), encoding="utf-8") as file:
         steps = [record["step"] for record in map(json.loads, file) if record["kind"] == "train"]
     assert steps == [1, 11, 15, 25, 29, 39, 43, 53]
-    # And once more: nothing is trained, the folder is written again.
-    again = run(output, epochs=4, save_steps=5, seed=5)
-    assert again.tokens_per_second == 0
-    finetuning.assert_same(straight.output, again.output)
     with pytest.raises(ConfigError, match="56 steps done"):
         run(output, epochs=5, save_steps=5, seed=5)
 

@@ -41,7 +41,8 @@ class Options:
         truncation: of longer rows: "head", "tail", "head+tail" or "error".
         metric: which one decides what is best: "accuracy", "macro_f1" or "loss".
         patience: epochs without a better one after which training stops; None: never.
-        seed: of new weights, order and dropout; two runs on a CPU with equal settings end bitwise equal.
+        seed: of new weights, order and dropout; two runs on a CPU with equal settings end bitwise equal
+            where TensorFlow's pool, made by the process's first session, has as many threads.
         device: "auto", "cpu" or "gpu"; threads: of the CPU, 0: one per core.
         devices: how many share every batch; 0: all the GPUs that TensorFlow sees, or one CPU.
         mixed_precision: None, "bfloat16" or "float16" (GPU).

@@ -27,7 +27,8 @@ class PretrainingOptions:
         whole_word: all pieces of a word are asked for, or none.
         max_length: longest row in tokens; longer texts become several rows.
         save_steps: updates after which the state is kept, besides every epoch's end; 0: there alone.
-        seed: of new weights, order, masks and dropout; two runs on a CPU with equal settings end bitwise equal.
+        seed: of new weights, order, masks and dropout; two runs on a CPU with equal settings end bitwise equal
+            where TensorFlow's pool, made by the process's first session, has as many threads.
         device, devices, threads, mixed_precision, xla, precision: as in fine-tuning.
         config: sizes of a new model: a BertConfig, or a dict of its fields without vocab_size.
         vocab_size, lower_case: of a vocabulary built from the text. With a given vocab.txt `lower_case` counts too.
