@@ -60,7 +60,7 @@ def finetune(
 ) -> FinetuneResult:
     """Trains a classifier and writes its model folder.
 
-        result = ftbert.finetune("train.tsv", "dev.tsv", pretrained="bert-base-chinese", output="models/intents")
+        result = ftbert.finetune("train.tsv", "dev.tsv", pretrained="models/bert-base-chinese", output="models/intents")
 
     The folder `<output>.training` beside the output keeps each finished epoch, metrics.jsonl, TensorBoard's files and
     the report. A run killed at any moment goes on from the last finished epoch when called again, and ends with the

@@ -11,14 +11,14 @@ import numpy as np
 
 from ftbert._ops import Weight
 from ftbert.callable_module import make_callable
-from ftbert.checkpoint import ModelFolder, load_model_folder, save_model_folder
+from ftbert.checkpoint import ModelFolder, save_model_folder
 from ftbert.checkpoint.convert import PRETRAINING_HEADS
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError, ConfigError
 from ftbert.tokenization import Tokenizer
 from ftbert.training.corpus import hold_out, read_corpus, rows_of
 from ftbert.training.masking import Masker
-from ftbert.training.plan import add_pretrained, check_output, scratch_config
+from ftbert.training.plan import add_pretrained, check_max_length, check_output, load_pretrained, scratch_config
 from ftbert.training.pretraining_options import PretrainingOptions, make_pretraining_options
 from ftbert.training.run_folder import RunFolder, write_text
 
@@ -71,13 +71,8 @@ def _prepare(text: Any, pretrained: Optional[str], vocab: Optional[str], options
     if pretrained is not None:
         if vocab is not None or options.config is not None:
             raise ConfigError("vocab, config: expected without pretrained, whose folder has both.")
-        folder = load_model_folder(pretrained)
-        config, tokenizer = folder.config, Tokenizer.from_folder(folder.path)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                "%s: the vocabulary has %d pieces, the model embeds %d: they do not belong together."
-                % (folder.path, tokenizer.vocab_size, config.vocab_size)
-            )
+        folder, tokenizer = load_pretrained(pretrained)
+        config = folder.config
     else:
         if vocab is not None:
             tokenizer = Tokenizer.from_vocab(vocab, options.lower_case)
@@ -87,10 +82,7 @@ def _prepare(text: Any, pretrained: Optional[str], vocab: Optional[str], options
             tokenizer = build_tokenizer(train, options.vocab_size, options.lower_case)
             notices.append("A vocabulary of %d pieces was built from the text." % tokenizer.vocab_size)
         config = scratch_config(options.config, options.max_length, tokenizer.vocab_size)
-    if options.max_length > config.max_position_embeddings:
-        raise ConfigError(
-            "max_length: the model has %d positions, got %d." % (config.max_position_embeddings, options.max_length)
-        )
+    check_max_length(options.max_length, config)
     return _Plan(options, train, dev, tokenizer, config, folder, notices)
 
 

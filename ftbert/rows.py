@@ -1,8 +1,10 @@
 """Text files of rows: TSV, CSV, JSON lines or plain lines, read with line numbers; results written whole or not."""
 
+import codecs
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import sys
@@ -63,19 +65,34 @@ def _header(names: Sequence[str], path: str, wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in names]
     if missing:
         raise InputError(
-            "%s, line 1: expected the column%s %s in the header, found %s. Name the text's column with --text-column."
-            % (path, "s" if len(missing) > 1 else "", ", ".join(map(repr, missing)), list(names))
+            "%s, line 1: expected the column%s %s in the header, found %s. Say which columns hold what: text_column "
+            "(--text-column) and so on." % (path, "s" if len(missing) > 1 else "", ", ".join(map(repr, missing)), names)
         )
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise InputError("%s, line 1: the header names %s twice." % (path, ", ".join(map(repr, twice))))
 
 
+def _delimiter(header: str, format: str, wanted: Sequence[str]) -> str:
+    """Between a table's columns. Spreadsheets of many countries write a CSV with semicolons or tabs: those count where
+    they find all the columns wanted and commas do not."""
+    if format == "tsv":
+        return "\t"
+    for mark in (",", ";", "\t"):
+        if set(wanted) <= set(next(csv.reader([header], delimiter=mark), [])):
+            return mark
+    return ","
+
+
 def _table(file: IO[str], path: str, format: str, wanted: Sequence[str]) -> Iterator[Tuple[int, Any]]:
     # A TSV has no quoting: google-research/bert and most tools write the text as it is.
     quoting: Any = csv.QUOTE_NONE if format == "tsv" else csv.QUOTE_MINIMAL
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(file, delimiter="\t" if format == "tsv" else ",", quoting=quoting, strict=True)
+    header = file.readline()
+    if "\0" in header:
+        raise InputError("%s, line 1: expected UTF-8, found a zero byte. %s" % (path, _remedy("UTF-16")))
+    lines = itertools.chain([header], file) if header else file
+    reader = csv.reader(lines, delimiter=_delimiter(header, format, wanted), quoting=quoting, strict=True)
     names: Optional[List[str]] = None
     while True:
         try:
@@ -100,6 +117,9 @@ def _table(file: IO[str], path: str, format: str, wanted: Sequence[str]) -> Iter
 
 def _json_lines(file: IO[str]) -> Iterator[Tuple[int, Any]]:
     for number, line in enumerate(file, 1):
+        if not line.strip():
+            yield number, _Bad("the line is empty")
+            continue
         try:
             value = json.loads(line)
         except ValueError as error:
@@ -129,7 +149,9 @@ def _open_text(path: str) -> Iterator[IO[str]]:
         yield file
 
 
-def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]) -> Iterator[Tuple[int, Any]]:
+def _parsed(
+    path: str, format: str, text_column: str, pair_column: Optional[str], further: Sequence[str] = ()
+) -> Iterator[Tuple[int, Any]]:
     if format == "lines" and pair_column is not None:
         raise InputError("Plain lines have no columns: a pair needs TSV, CSV or JSON lines.")
     text_column = "text" if format == "lines" else text_column
@@ -137,7 +159,7 @@ def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]
     line = 0
     with _open_text(path) as file:
         try:
-            for line, record in _records(file, path, format, wanted):
+            for line, record in _records(file, path, format, wanted + list(further)):
                 if isinstance(record, _Bad):
                     yield line, record
                     continue
@@ -151,18 +173,45 @@ def _parsed(path: str, format: str, text_column: str, pair_column: Optional[str]
                 rest = {key: value for key, value in record.items() if key not in wanted}
                 yield line, Row(line, text, rest)
         except UnicodeDecodeError as error:
+            wide = b"\0" in error.object or error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             raise InputError(
-                "%s, after line %d: expected UTF-8, found the byte 0x%02x. Convert it first "
-                "(`iconv -f GB18030 -t UTF-8`)."
-                % (path, line, error.object[error.start])
+                "%s, %s: expected UTF-8, found the byte 0x%02x. %s"
+                % (
+                    path,
+                    "after line %d" % line if path == "-" else "line %d" % _first_bad_line(path),
+                    error.object[error.start],
+                    _remedy("UTF-16" if wide else "GB18030"),
+                )
             ) from error
 
 
+def _remedy(encoding: str) -> str:
+    return "Convert it first (`iconv -f %s -t UTF-8`)." % encoding
+
+
+def _first_bad_line(path: str) -> int:
+    """The line that is not UTF-8: text is decoded in chunks, so that the error itself does not know."""
+    number = 1
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                break
+            number += 1
+    return number
+
+
 def scan_rows(
-    path: str, format: Optional[str] = None, text_column: str = "text", pair_column: Optional[str] = None
+    path: str,
+    format: Optional[str] = None,
+    text_column: str = "text",
+    pair_column: Optional[str] = None,
+    further: Sequence[str] = (),
 ) -> Iterator[Tuple[int, Union[Row, str]]]:
-    """Every row with its line number; for one that cannot be read, a string that says why. Arguments as `read_rows`."""
-    for line, row in _parsed(str(path), detect_format(path, format), text_column, pair_column):
+    """Every row with its line number; for one that cannot be read, a string that says why. Arguments as `read_rows`;
+    `further` are columns that a table's header must name too."""
+    for line, row in _parsed(str(path), detect_format(path, format), text_column, pair_column, further):
         yield line, str(row) if isinstance(row, _Bad) else row
 
 

@@ -170,8 +170,8 @@ print(json.dumps(result.history))
 def start_apart(module, output, changes):
     """Starts `module.run` in an interpreter of its own; it prints the run's history.
 
-    TensorFlow's pool of threads is the process's, made by its first session: runs are equal bit by bit where their pools
-    are, and this process's pool is whatever the tests before asked for.
+    TensorFlow's pool of threads is the process's, made by its first session: runs are equal bit by bit where their
+    pools are, and this process's pool is whatever the tests before asked for.
     """
     command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module, str(output), json.dumps(changes)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)

@@ -1,6 +1,8 @@
 """Labelled texts from files, lists, frames or a processor object, every row checked before anything is trained."""
 
+import collections
 import os
+import re
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -13,6 +15,7 @@ __all__ = [
     "Columns",
     "Dataset",
     "Label",
+    "check_labels",
     "label_matrix",
     "load_dataset",
     "order_labels",
@@ -24,6 +27,8 @@ __all__ = [
 Label = Union[str, Tuple[str, ...]]
 
 _MOST_NAMED = 20
+
+_INTEGER = re.compile(r"-?[0-9]+$")
 
 
 class Columns(NamedTuple):
@@ -82,7 +87,9 @@ def _check_text(value: Any, name: str) -> str:
 
 
 def _one_label(value: Any, name: str) -> str:
-    if isinstance(value, (bool, np.bool_)) or isinstance(value, (int, np.integer)):
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)  # what a frame makes of integers where one of them is missing
+    if isinstance(value, (bool, np.bool_, int, np.integer)):
         value = str(value)
     if not isinstance(value, str):
         raise _Bad("%s: expected a label, got %s %.60r" % (name, type(value).__name__, value))
@@ -108,7 +115,7 @@ def _from_file(path: str, columns: Columns) -> Iterator[Tuple[int, Any]]:
             "%s: expected TSV, CSV or JSON lines, since a row for training has a text and a label. Rename the file, or "
             "say format='tsv'." % path
         )
-    for line, row in scan_rows(path, columns.format, columns.text, columns.pair):
+    for line, row in scan_rows(path, columns.format, columns.text, columns.pair, [columns.label]):
         if isinstance(row, str):
             yield line, _Bad(row)
         elif columns.label not in row.record:
@@ -231,10 +238,29 @@ def processor_datasets(processor: Any, data_dir: Optional[str], columns: Columns
         raise ConfigError(
             "processor: expected an object with %s; it lacks %s." % (", ".join(names), ", ".join(missing))
         )
-    labels = [str(label) for label in processor.get_labels()]
+    labels = check_labels(processor.get_labels(), "processor.get_labels()")
     train = load_dataset(processor.get_train_examples(data_dir), columns, labels, "processor.get_train_examples")
     dev = load_dataset(processor.get_dev_examples(data_dir), columns, labels, "processor.get_dev_examples")
     return train, dev, labels
+
+
+def check_labels(given: Any, name: str = "labels") -> List[str]:
+    """The labels that someone lists, as the rows' labels are read: numbers as text, without spaces around.
+
+    Raises:
+        ConfigError: they are no list of labels, or one is named twice.
+    """
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise ConfigError("%s: expected a list of labels, got %r." % (name, given))
+    try:
+        labels = [_one_label(label, name) for label in given]
+    except _Bad as problem:
+        raise ConfigError("%s." % problem) from problem
+    counts = collections.Counter(labels)
+    twice = sorted(label for label in counts if counts[label] > 1)
+    if twice:
+        raise ConfigError("%s: %s is named twice." % (name, ", ".join(map(repr, twice))))
+    return labels
 
 
 def _each(data: Dataset) -> Iterator[str]:
@@ -250,17 +276,17 @@ def order_labels(train: Dataset, given: Optional[Sequence[str]]) -> List[str]:
     """The labels in the model's order: as given, or sorted; integers by value.
 
     Raises:
-        ConfigError: `given` names one twice, or there are fewer than two (one, for multi-label).
+        ConfigError: there are fewer than two (one, for multi-label).
     """
     labels = list(given) if given is not None else sorted(set(_each(train)))
-    if given is None and all(label.lstrip("-").isdigit() for label in labels):
+    if given is None and all(_INTEGER.match(label) for label in labels):
         labels.sort(key=int)
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ConfigError("labels: %s is named twice." % ", ".join(map(repr, twice)))
-    multi_label = not isinstance(train.labels[0], str)
-    if len(labels) < (1 if multi_label else 2):
-        raise ConfigError("%s: expected at least two labels to tell apart, found %s." % (train.source, labels))
+    fewest = 2 if isinstance(train.labels[0], str) else 1
+    if len(labels) < fewest:
+        raise ConfigError(
+            "%s: expected at least %s, found %s."
+            % (train.source, "two labels to tell apart" if fewest == 2 else "one label", labels)
+        )
     return labels
 
 

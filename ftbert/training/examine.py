@@ -115,6 +115,7 @@ def examine(
     remarks: List[str] = []
     _remark_on_length(train, over, max_length, truncation, remarks)
     _remark_on_words(train, encoded, remarks)
+    _remark_on_quotes(train, remarks)
     _remark_on_labels(train, labels, counts, remarks)
     repeated, contradicting = _repeats(train), _contradictions(train)
     facts["repeated rows"] = len(repeated)
@@ -156,6 +157,21 @@ def _remark_on_words(train: Dataset, encoded: Encoded, remarks: List[str]) -> No
     empty = np.flatnonzero(encoded.pieces == 0).tolist()
     if empty:
         remarks.append("%d rows have no word piece left after cleaning (%s)." % (len(empty), _places(train, empty)))
+
+
+def _remark_on_quotes(train: Dataset, remarks: List[str]) -> None:
+    if not train.source.lower().endswith(".tsv"):
+        return
+    quoted = [
+        row
+        for row, text in enumerate(train.texts)
+        if any(len(part) > 2 and part[0] == part[-1] == '"' for part in ((text,) if isinstance(text, str) else text))
+    ]
+    if quoted:
+        remarks.append(
+            "%d rows stand in double quotes (%s), which are part of the text: a TSV has no quoting. If a spreadsheet "
+            "or pandas put them there, save the rows as CSV." % (len(quoted), _places(train, quoted))
+        )
 
 
 def _remark_on_labels(train: Dataset, labels: Sequence[str], counts: Dict[str, int], remarks: List[str]) -> None:

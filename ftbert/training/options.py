@@ -6,6 +6,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
 from ftbert.config import BertConfig
 from ftbert.errors import ConfigError
+from ftbert.training.data import check_labels
 
 __all__ = ["CHOICES", "RANGES", "Options", "check_options", "make_options", "recipe_of"]
 
@@ -100,11 +101,7 @@ class Options:
     def recipe(self) -> Dict[str, Any]:
         """What decides the trained weights, for JSON: all but where reports go and which files are read."""
         silent = ("resume", "tensorboard", "report", "progress", "text_column", "label_column", "pair_column", "format")
-        values = recipe_of(self, silent)
-        if isinstance(self.class_weights, Mapping):
-            values["class_weights"] = dict(self.class_weights)
-        values["labels"] = None if self.labels is None else list(self.labels)
-        return values
+        return recipe_of(self, silent)
 
 
 def recipe_of(options: Any, silent: Sequence[str]) -> Dict[str, Any]:
@@ -212,10 +209,13 @@ def make_options(values: Mapping[str, Any]) -> Options:
     weights = options.class_weights
     if weights is not None and weights != "balanced" and not isinstance(weights, Mapping):
         raise ConfigError("class_weights: expected None, 'balanced' or a dict of label to weight, got %r." % (weights,))
-    if isinstance(weights, Mapping) and not all(_is_positive(value) for value in weights.values()):
-        raise ConfigError("class_weights: expected positive numbers, got %r." % (dict(weights),))
+    if isinstance(weights, Mapping):
+        if not all(_is_positive(value) for value in weights.values()):
+            raise ConfigError("class_weights: expected positive numbers, got %r." % (dict(weights),))
+        weights = dict(zip(check_labels(weights, "class_weights"), weights.values()))
+    labels = None if options.labels is None else check_labels(options.labels)
     freeze = options.freeze
     whole = isinstance(freeze, int) and not isinstance(freeze, bool) and freeze >= 0
     if freeze is not None and freeze != "encoder" and not whole:
         raise ConfigError("freeze: expected None, 'encoder' or a number of layers, got %r." % (freeze,))
-    return options
+    return dataclasses.replace(options, labels=labels, class_weights=weights)

@@ -19,9 +19,11 @@ from ftbert.training.options import Options, make_options
 __all__ = [
     "Plan",
     "add_pretrained",
+    "check_max_length",
     "check_output",
     "class_weights",
     "fingerprint",
+    "load_pretrained",
     "prepare",
     "scratch_config",
 ]
@@ -127,6 +129,35 @@ def scratch_config(wish: Union[None, BertConfig, Mapping[str, Any]], max_length:
     return BertConfig.from_dict(sizes, "ftbert")
 
 
+def load_pretrained(path: str) -> Tuple[ModelFolder, Tokenizer]:
+    """A model to start from, and its tokenizer.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or its vocabulary is another's.
+    """
+    if not os.path.exists(path) and not os.path.exists(path + ".index"):
+        raise CheckpointError(
+            "%s: there is no such folder. `ftbert download` fetches pretrained models: ftbert download "
+            "bert-base-chinese models/bert-base-chinese." % path
+        )
+    folder = load_model_folder(path)
+    tokenizer = Tokenizer.from_folder(folder.path)
+    if tokenizer.vocab_size > folder.config.vocab_size:
+        raise CheckpointError(
+            "%s: the vocabulary has %d pieces, the model embeds %d: they do not belong together."
+            % (folder.path, tokenizer.vocab_size, folder.config.vocab_size)
+        )
+    return folder, tokenizer
+
+
+def check_max_length(max_length: int, config: BertConfig) -> None:
+    """Refuses rows longer than the model has positions for."""
+    if max_length > config.max_position_embeddings:
+        raise ConfigError(
+            "max_length: the model has %d positions, got %d." % (config.max_position_embeddings, max_length)
+        )
+
+
 def check_output(output: Any) -> str:
     """The absolute path of the model folder to write.
 
@@ -170,22 +201,13 @@ def prepare(
     else:
         if checked.config is not None:
             raise ConfigError("config: expected without pretrained, whose folder has one.")
-        folder = load_model_folder(pretrained)
+        folder, tokenizer = load_pretrained(pretrained)
         config = folder.config
-        tokenizer = Tokenizer.from_folder(folder.path)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                "%s: the vocabulary has %d pieces, the model embeds %d: they do not belong together."
-                % (folder.path, tokenizer.vocab_size, config.vocab_size)
-            )
         keeps_head, notice = _head_notice(folder, labels, problem_type)
         notices.append(notice)
         if not folder.has_pooler:
             notices.append("The pretrained model has no pooler: a new one was made.")
-    if checked.max_length > config.max_position_embeddings:
-        raise ConfigError(
-            "max_length: the model has %d positions, got %d." % (config.max_position_embeddings, checked.max_length)
-        )
+    check_max_length(checked.max_length, config)
     if isinstance(checked.freeze, int) and checked.freeze > config.num_hidden_layers:
         raise ConfigError("freeze: the model has %d layers, got %d." % (config.num_hidden_layers, checked.freeze))
     if isinstance(checked.class_weights, Mapping):
