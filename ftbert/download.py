@@ -56,6 +56,9 @@ PRETRAINED: Dict[str, Pretrained] = {
     "bert-medium": Pretrained("google/bert_uncased_L-8_H-512_A-8", _GOOGLE + "2020_02_20/uncased_L-8_H-512_A-8.zip"),
 }  # fmt: skip
 
+# Google's own names of them: those of its archives.
+_BY_ARCHIVE = {entry.archive[entry.archive.rindex("/") + 1 : -len(".zip")]: entry for entry in PRETRAINED.values()}
+
 # The files that make a model folder. Pickles and the weights of other frameworks stay where they are.
 NEEDED = ("config.json", "model.safetensors", "vocab.txt")
 WANTED = NEEDED + (
@@ -75,7 +78,8 @@ def download(name: str, dst: str, revision: Optional[str] = None) -> str:
     and the place of the cache are set as huggingface_hub says (HF_ENDPOINT, HF_TOKEN, HF_HOME ...).
 
     Args:
-        name: a key of `PRETRAINED`, or "user/model" for any BERT on the hub.
+        name: a key of `PRETRAINED`, google's name of the same ("chinese_L-12_H-768_A-12"), or "user/model" for any BERT
+            on the hub.
         dst: a new or empty folder; written whole, or left as it was on any failure.
         revision: branch, tag or commit on the hub; None: its main branch.
 
@@ -88,7 +92,7 @@ def download(name: str, dst: str, revision: Optional[str] = None) -> str:
             by other means and where to put it.
         CheckpointError: what came is no BERT that ftbert reads, or `dst` is taken.
     """
-    known = PRETRAINED.get(name)
+    known = PRETRAINED.get(name) or _BY_ARCHIVE.get(name)
     if known is None and (name.count("/") != 1 or not all(name.split("/"))):
         raise ConfigError(
             "name: expected one of %s, or user/model as on the Hugging Face hub, got %r."

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
+from fake_hub import COMMIT, FakeHub
 from test_checkpoint_convert import make, read_all
 
 from ftbert.checkpoint import convert
@@ -50,6 +52,41 @@ def test_a_known_name_becomes_a_folder_of_its_own(hub, tmp_path):
     for name, (_, array) in read_all(tmp_path / "new" / "base").items():
         np.testing.assert_array_equal(array, expected[name][1])
     assert os.listdir(str(tmp_path / "new")) == ["base"]
+
+
+@pytest.mark.parametrize("name", ["chinese_L-12_H-768_A-12", "bert-base-chinese"])
+def test_the_real_client_fetches_over_http(tmp_path, name):
+    """huggingface_hub as installed against a hub on this machine, in a process whose environment names it."""
+    pytest.importorskip("huggingface_hub")
+    served = tmp_path / "served"
+    convert(make(tmp_path / "source", labels=()), str(served), "huggingface")
+    (served / "pytorch_model.bin").write_bytes(b"a pickle")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with FakeHub({"google-bert/bert-base-chinese": served}) as hub:
+        environment = dict(
+            os.environ,
+            HF_ENDPOINT=hub.endpoint,
+            HF_HOME=str(tmp_path / "home"),
+            NO_PROXY="127.0.0.1",
+            no_proxy="127.0.0.1",
+        )
+        environment["PYTHONPATH"] = root
+        environment.pop("HF_HUB_OFFLINE", None)
+
+        def fetch(what):
+            command = [sys.executable, "-m", "ftbert", "download", what, str(tmp_path / "got")]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+            return done.returncode, done.stderr.decode("utf-8")
+
+        status, said = fetch("nobody/nothing")
+        assert status == 1 and "could not fetch nobody/nothing" in said and not (tmp_path / "got").exists()
+        assert fetch(name)[0] == 0
+    assert ("GET", "/google-bert/bert-base-chinese/resolve/%s/model.safetensors" % COMMIT) in hub.requests
+    assert not any(path.endswith("pytorch_model.bin") for _, path in hub.requests)
+    fetched, expected = read_all(tmp_path / "got"), read_all(served)
+    assert sorted(fetched) == sorted(expected)
+    for key in expected:
+        np.testing.assert_array_equal(fetched[key][1], expected[key][1])
 
 
 def test_any_repository_and_revision(hub, tmp_path):
