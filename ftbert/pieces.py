@@ -102,7 +102,9 @@ class NativePieces:
         )  # fmt: skip
         if not self._handle:
             raise OutOfMemoryError("Expected memory for a vocabulary of %d pieces." % len(vocab))
-        weakref.finalize(self, lib.ftbert_wordpiece_free, self._handle)
+        finalizer = weakref.finalize(self, lib.ftbert_wordpiece_free, self._handle)
+        # Not at exit: a stream that was left early may still be in the library, in a thread that nobody waits for.
+        finalizer.atexit = False
         self._threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._made_of = (list(vocab), unk_id, max_word_chars, table)
 

@@ -128,6 +128,20 @@ def test_a_dropped_classifier_is_freed(tmp_path):
         engine.run(None)
 
 
+def test_a_program_may_end_while_a_thread_tokenizes():
+    run_python(
+        """
+        import threading, time
+        from ftbert.tokenization import Tokenizer
+        tokenizer = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##b", "##c"], True)
+        texts = ["abcb " * 100000] * 20
+        work = lambda: [tokenizer._native.encode(texts) for _ in range(1000)]
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.5)
+        """
+    )
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_gets_an_error_and_hangs_nowhere(tmp_path):
     models.google_folder(tmp_path)
