@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -140,7 +141,28 @@ def test_the_report_and_card_say_what_happened(trained):
     records = [json.loads(line) for line in open(os.path.join(trained.run_folder, "metrics.jsonl"), encoding="utf-8")]
     assert [record["epoch"] for record in records if record["kind"] == "dev"] == [1, 2, 3, 4]
     assert {"loss", "learning_rate", "gradient_norm"} <= set(records[0])
-    assert any(name.startswith("events") for name in os.listdir(os.path.join(trained.run_folder, "tensorboard")))
+
+
+
+def test_the_charts_name_their_axes(trained):
+    with open(trained.report, encoding="utf-8") as file:
+        charts = re.findall("<svg.*?</svg>", file.read())
+    for chart, first, last in ((charts[0], "0", "55"), (charts[1], "1", "4"), (charts[2], "1", "4")):
+        assert ">%s</text>" % first in chart and ">%s</text>" % last in chart
+    for label in WORDS:
+        assert charts[3].count(">%s</text>" % label) == 2  # its row and its column
+
+
+def test_tensorboards_files_hold_the_measures(trained):
+    folder = os.path.join(trained.run_folder, "tensorboard")
+    found = []
+    for name in os.listdir(folder):
+        for event in tf.train.summary_iterator(os.path.join(folder, name)):
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    measured = sorted((step, value) for tag, step, value in found if tag == "dev/accuracy")
+    assert [step for step, _ in measured] == [15, 30, 45, 60]
+    np.testing.assert_allclose([value for _, value in measured], [record["accuracy"] for record in trained.history], 1e-6)
+    assert {tag for tag, _, _ in found} >= {"train/loss", "train/learning_rate", "dev/loss", "dev/macro_f1"}
 
 
 def test_the_kept_epoch_is_the_best(trained):

@@ -36,6 +36,7 @@ def _line_chart(title: str, series: Dict[str, List[Tuple[float, float]]], x_name
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     low_x, high_x = min(xs), max(xs)
     low_y, high_y = min(ys + [0.0]) if min(ys) < 0.3 * max(ys) else min(ys), max(ys)
+    low_name, high_name = ("%g" % x for x in (low_x, high_x))
     span_x, span_y = (high_x - low_x) or 1.0, (high_y - low_y) or 1.0
 
     def place(x: float, y: float) -> str:
@@ -50,7 +51,7 @@ def _line_chart(title: str, series: Dict[str, List[Tuple[float, float]]], x_name
         left, down = place(low_x, y).split(",")
         right = place(low_x + span_x, y).split(",")[0]
         parts.append('<line x1="%s" x2="%s" y1="%s" y2="%s" stroke="#e5e7eb"/>' % (left, right, down, down))
-        parts.append('<text x="4" y="%s" font-size="11">%.4g</text>' % (down, y))
+        parts.append('<text x="4" y="%s" font-size="11">%.3g</text>' % (down, y))
     for number, (name, values) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         dots = " ".join(place(*value) for value in values)
@@ -64,27 +65,38 @@ def _line_chart(title: str, series: Dict[str, List[Tuple[float, float]]], x_name
             '<text x="%d" y="14" text-anchor="end" fill="%s">%s</text>'
             % (_WIDTH - 8 - 130 * number, colour, _text(name))
         )
-    parts.append('<text x="%d" y="%d" font-size="11">%s</text>' % (_WIDTH // 2, _HEIGHT + 8, _text(x_name)))
+    for x, anchor, text in (
+        (_MARGIN, "start", low_name),
+        (_WIDTH // 2, "middle", x_name),
+        (_WIDTH - 12, "end", high_name),
+    ):
+        parts.append(
+            '<text x="%d" y="%d" font-size="11" text-anchor="%s">%s</text>' % (x, _HEIGHT - 14, anchor, _text(text))
+        )
     return "".join(parts) + "</svg>"
 
 
 def _confusion_chart(confusion: np.ndarray, labels: Sequence[str]) -> str:
     """A square per (true, predicted); its shade is the share of the true label's rows."""
     count = len(labels)
-    cell = 26 if count <= 30 else 9
-    left = 150 if cell > 12 else 8
-    side = left + cell * count + 8
-    top = 24
-    parts = ['<svg viewBox="0 0 %d %d" width="%d" role="img">' % (side, top + cell * count + 8, side)]
-    parts.append(
-        '<text x="%d" y="16" font-size="12">rows: true label; columns: predicted, in the same order</text>' % left
-    )
+    is_named = count <= 30
+    # A square holds its number: 6 pixels a digit and some.
+    cell = max(26, 10 + 6 * len(str(int(confusion.max())))) if is_named else 9
+    left, top = (170, 130) if is_named else (8, 8)
+    side = left + cell * count + (80 if is_named else 8)
+    parts = ["<p>Rows are true labels; columns are predictions, in the same order.</p>"]
+    parts.append('<svg viewBox="0 0 %d %d" width="%d" role="img">' % (side, top + cell * count + 8, side))
     for row in range(count):
         total = max(int(confusion[row].sum()), 1)
-        if cell > 12:
+        if is_named:
+            name = _text(labels[row][:24])
             parts.append(
                 '<text x="%d" y="%d" font-size="11" text-anchor="end">%s</text>'
-                % (left - 4, top + cell * row + 17, _text(labels[row][:24]))
+                % (left - 4, top + cell * row + 17, name)
+            )
+            parts.append(
+                '<text font-size="11" transform="translate(%d %d) rotate(-50)">%s</text>'
+                % (left + cell * row + 15, top - 4, name)
             )
         for column in np.flatnonzero(confusion[row]):
             number = int(confusion[row, column])
@@ -98,7 +110,7 @@ def _confusion_chart(confusion: np.ndarray, labels: Sequence[str]) -> str:
                     *(_text(labels[row]), _text(labels[int(column)]), number),
                 )
             )
-            if cell > 12:
+            if is_named:
                 parts.append('<text x="%d" y="%d" font-size="10">%d</text>' % (x + 4, y + 16, number))
     return "".join(parts) + "</svg>"
 
