@@ -161,7 +161,8 @@ def test_tensorboards_files_hold_the_measures(trained):
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
     measured = sorted((step, value) for tag, step, value in found if tag == "dev/accuracy")
     assert [step for step, _ in measured] == [15, 30, 45, 60]
-    np.testing.assert_allclose([value for _, value in measured], [record["accuracy"] for record in trained.history], 1e-6)
+    expected = [record["accuracy"] for record in trained.history]
+    np.testing.assert_allclose([value for _, value in measured], expected, 1e-6)
     assert {tag for tag, _, _ in found} >= {"train/loss", "train/learning_rate", "dev/loss", "dev/macro_f1"}
 
 
@@ -272,12 +273,16 @@ def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch):
         return plan
 
     monkeypatch.setattr(trainer, "epoch_plan", interrupting)
-    result = run(tmp_path / "model", epochs=5)
+    result = run(tmp_path / "model", epochs=5, tensorboard=True)
     assert result.interrupted and len(result.history) == 2 and plans == [0, 1, 2]
     assert load_model_folder(result.output).num_labels == 3
     monkeypatch.setattr(trainer, "epoch_plan", epoch_plan)
     # Called again, it goes on to the end.
-    assert not run(tmp_path / "model", epochs=5).interrupted
+    assert not run(tmp_path / "model", epochs=5, tensorboard=True).interrupted
+    # TensorBoard is told to forget the step of the third epoch that was cut off.
+    files = [tf.train.summary_iterator(entry.path) for entry in os.scandir(result.run_folder + "/tensorboard")]
+    starts = [event.step for file in files for event in file if event.session_log.status == tf.SessionLog.START]
+    assert starts == [31]
     assert_same(result.output, run(tmp_path / "model", epochs=5).output) if result.best_epoch > 2 else None
 
 

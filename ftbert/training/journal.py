@@ -10,9 +10,15 @@ __all__ = ["Bar", "Journal"]
 
 
 class Journal:
-    """metrics.jsonl and TensorBoard."""
+    """metrics.jsonl and TensorBoard.
 
-    def __init__(self, run: RunFolder, tensorboard: bool) -> None:
+    Args:
+        run: what it stands at.
+        tensorboard: whether to write TensorBoard's files.
+        done: updates made before: what a run that was cut off wrote of later ones does not count.
+    """
+
+    def __init__(self, run: RunFolder, tensorboard: bool, done: int) -> None:
         run.trim_metrics()
         self._file = open(run.file("metrics.jsonl"), "a", encoding="utf-8")
         self._board: Optional[Any] = None
@@ -22,6 +28,9 @@ class Journal:
             self._tf = tf
             with tf.Graph().as_default():
                 self._board = tf.summary.FileWriter(run.file("tensorboard"))
+            if done:
+                # TensorBoard drops what older files hold of these steps.
+                self._board.add_session_log(tf.SessionLog(status=tf.SessionLog.START), done + 1)
 
     def write(self, kind: str, step: int, values: Dict[str, Any]) -> None:
         record = dict(kind=kind, step=step, **values)

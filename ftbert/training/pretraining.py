@@ -124,7 +124,7 @@ def pretrain_loop(
     per_epoch = updates_per_epoch(len(train_set.lengths), options.batch_size)
     total = per_epoch * options.epochs
     begun_at = run.progress["step"]
-    journal = Journal(run, options.tensorboard)
+    journal = Journal(run, options.tensorboard, begun_at)
     bar = Bar(total, begun_at, options.progress)
     seconds, tokens, note = 0.0, 0, ""
     losses: List[float] = []

@@ -76,8 +76,9 @@ def train(
     """
     per_epoch = updates_per_epoch(len(train_set.lengths), options.batch_size)
     progress = run.progress
-    journal = Journal(run, options.tensorboard)
-    bar = Bar(per_epoch * options.epochs, per_epoch * progress["epoch"], options.progress)
+    done = per_epoch * progress["epoch"]
+    journal = Journal(run, options.tensorboard, done)
+    bar = Bar(per_epoch * options.epochs, done, options.progress)
     interrupted = stopped = False
     seconds, rows = 0.0, 0
     note = ""
