@@ -32,8 +32,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   constexpr int kQueries = kQueryWarps * 16, kThreads = kQueryWarps * kKeyWarps * 32;
   constexpr int kMine = kKeyWarps == 1 ? 64 : 32, kKeys = kMine * kKeyWarps;  // keys of a block: a warp's, all
   constexpr int kBytes = D * 2, kPieces = kBytes / 16;
-  extern __shared__ uint4 shared[];
-  const uint32_t q_tile = SharedAddress(shared), k_tiles = q_tile + kQueries * kBytes;
+  const uint32_t q_tile = SharedAddress(DynamicShared()), k_tiles = q_tile + kQueries * kBytes;
   const uint32_t v_tiles = k_tiles + 2 * kKeys * kBytes;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kQueryWarps, key_warp = threadIdx.x / 32 / kQueryWarps;
   const int token0 = blockIdx.x * kQueries, head = blockIdx.y * head_size;
@@ -172,7 +171,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   if constexpr (kKeyWarps > 1) {
     // Each warp leaves its sums in place of the keys; every thread then puts together pieces of 8 columns.
     constexpr int kRow = D + 4;  // floats: D sums, the largest score, the sum of weights
-    float* parts = reinterpret_cast<float*>(shared) + kQueries * kBytes / 4;
+    float* parts = reinterpret_cast<float*>(DynamicShared()) + kQueries * kBytes / 4;
     float* mine = parts + (key_warp * kQueries + warp * 16) * kRow;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -214,22 +213,15 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
 #pragma unroll
       for (int j = 0; j < D / 8; ++j) {
         const uint32_t address = q_tile + PieceOffset<kBytes>(warp * 16 + lane / 4 + 8 * h, j) + lane % 4 * 4;
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(address),
-                     "r"(PackPair<T>(out[j][2 * h] * inverse, out[j][2 * h + 1] * inverse))
-                     : "memory");
+        StoreShared(address, PackPair<T>(out[j][2 * h] * inverse, out[j][2 * h + 1] * inverse));
       }
     }
     __syncwarp();
     for (int i = lane; i < 16 * kPieces; i += 32) {
       const int r = warp * 16 + i / kPieces, piece = i % kPieces;
       if (token0 + r >= tokens || piece * 8 >= head_size) continue;
-      uint32_t v[4];
-      asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                   : "r"(q_tile + PieceOffset<kBytes>(r, piece))
-                   : "memory");
       *reinterpret_cast<uint4*>(context + (token0 + r) * ld_context + head + piece * 8) =
-          make_uint4(v[0], v[1], v[2], v[3]);
+          LoadSharedPiece(q_tile + PieceOffset<kBytes>(r, piece));
     }
   }
 }
@@ -242,7 +234,7 @@ __global__ void __launch_bounds__(128)
                 int64_t ld, int part, int head_size, const int2* __restrict__ ranges, int count, float scale,
                 T* __restrict__ context, int64_t ld_context) {
   constexpr int kMost = 128;
-  __shared__ alignas(16) float q[4][kMost];
+  __shared__ __align__(16) float q[4][kMost];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int query = blockIdx.x * 4 + warp, head = blockIdx.y * head_size;
   LetNextKernelStart();

@@ -18,34 +18,6 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kHead = 64, kBlock = 64, kTile = kBlock * kHead * 2;  // bytes of 64 queries, keys or values
 
 #if FTBERT_HOPPER
-// d (64, 64) += a (64, 16) in registers times b (16, 64) in shared memory: 16 rows of 128 bytes, 128-byte swizzle.
-template <typename T>
-__device__ __forceinline__ void MultiplyRegisters(float (&d)[32], const uint32_t (&a)[4], uint64_t b);
-
-#define FTBERT_MULTIPLY_REGISTERS(TYPE, NAME)                                                                         \
-  template <>                                                                                                         \
-  __device__ __forceinline__ void MultiplyRegisters<TYPE>(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {       \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME                                         \
-                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                  \
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                             \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),    \
-                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),           \
-                   "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),         \
-                   "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),         \
-                   "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                                              \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                               \
-  }
-FTBERT_MULTIPLY_REGISTERS(Half, "f16")
-FTBERT_MULTIPLY_REGISTERS(BFloat, "bf16")
-#undef FTBERT_MULTIPLY_REGISTERS
-
-// Between a product's end and the first use of what it computed: the compiler must not move that use up.
-__device__ __forceinline__ void HoldRegisters(float (&values)[32]) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) asm volatile("" : "+f"(values[i])::"memory");
-}
-
 template <typename T>
 __device__ __forceinline__ uint32_t PackWeights(float low, float high);  // in [0, 1]: nothing to saturate
 template <>
@@ -74,8 +46,7 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
                 float scale, T* __restrict__ context, int64_t ld_context) {
 #if FTBERT_HOPPER
   using L = Layout<kGroups, kStages>;
-  extern __shared__ uint8_t raw[];
-  const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u, stages = base + kGroups * kTile;
+  const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = base + kGroups * kTile;
   const uint32_t q_full = base + L::kBarriers, full = q_full + 8, empty = full + 8 * kStages;
   const int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
   const int token0 = blockIdx.y * L::kQueries, head = blockIdx.x * kHead;
@@ -200,9 +171,8 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
     const int r = warp * 16 + lane / 4 + 8 * h;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(mine + r * 128 + (j ^ (r & 7)) * 16 + lane % 4 * 4),
-                   "r"(PackPair<T>(out[4 * j + 2 * h] * inverse, out[4 * j + 2 * h + 1] * inverse))
-                   : "memory");
+      StoreShared(mine + r * 128 + (j ^ (r & 7)) * 16 + lane % 4 * 4,
+                  PackPair<T>(out[4 * j + 2 * h] * inverse, out[4 * j + 2 * h + 1] * inverse));
     }
   }
   __syncwarp();
@@ -210,11 +180,7 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
   for (int i = lane; i < 16 * 8; i += 32) {
     const int r = warp * 16 + i / 8, piece = i % 8;
     if (first + r >= tokens) continue;
-    uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(mine + r * 128 + (piece ^ (r & 7)) * 16)
-                 : "memory");
+    const uint4 v = LoadSharedPiece(mine + r * 128 + (piece ^ (r & 7)) * 16);
     *reinterpret_cast<uint4*>(context + (first + r) * ld_context + head + piece * 8) = v;
   }
 #endif

@@ -37,15 +37,6 @@ struct FragmentScales {
   float inverse_out[2];  // 1 / out_scale
 };
 
-__device__ __forceinline__ void StoreShared(uint32_t address, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-__device__ __forceinline__ float2 LoadShared2(uint32_t address) {
-  float2 v;
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
-  return v;
-}
-
 // Applies scales, bias and activation to the fragment of one 64-row block, in place. acc is laid out as Wgmma says.
 template <Act kAct, bool kScaled, int kColumns>
 __device__ __forceinline__ void FinishFragment(float (&acc)[kColumns / 2], const FragmentScales& scales, int lane) {
@@ -117,9 +108,7 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
                      low0 = PackPair<Out>(acc[4 * j + 2], acc[4 * j + 3]);
       const uint32_t top1 = PackPair<Out>(acc[4 * j + 4], acc[4 * j + 5]);
       const uint32_t low1 = PackPair<Out>(acc[4 * j + 6], acc[4 * j + 7]);
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address + j * 16), "r"(top0),
-                   "r"(low0), "r"(top1), "r"(low1)
-                   : "memory");
+      StoreMatrix4(address + j * 16, top0, low0, top1, low1);
     }
   } else {
     const uint32_t address = staging + lane / 4 * kPitch + lane % 4 * 2;
@@ -129,8 +118,8 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
           PackFloat8Pair(acc[4 * j] * scales.inverse_out[0], acc[4 * j + 1] * scales.inverse_out[0]);
       const uint16_t low =
           PackFloat8Pair(acc[4 * j + 2] * scales.inverse_out[1], acc[4 * j + 3] * scales.inverse_out[1]);
-      asm volatile("st.shared.b16 [%0], %1;" ::"r"(address + j * 8), "h"(top) : "memory");
-      asm volatile("st.shared.b16 [%0], %1;" ::"r"(address + j * 8 + 8 * kPitch), "h"(low) : "memory");
+      StoreShared(address + j * 8, top);
+      StoreShared(address + j * 8 + 8 * kPitch, low);
     }
   }
   __syncwarp();
@@ -139,12 +128,7 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
   constexpr int kEach = 16 * kPieces / 32;         // of a lane
   const auto load = [&](int i) {
     const int piece = i * 32 + lane, r = piece / kPieces, n = piece % kPieces * kPer;
-    uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(staging + r * kPitch + n * static_cast<int>(sizeof(Out)))
-                 : "memory");
-    return v;
+    return LoadSharedPiece(staging + r * kPitch + n * static_cast<int>(sizeof(Out)));
   };
   const auto place = [&](int i) {
     const int piece = i * 32 + lane, r = piece / kPieces, n = piece % kPieces * kPer;

@@ -19,8 +19,7 @@ __global__ void __launch_bounds__((kRows / kWarpRows) * (kColumns / 32) * 32)
   constexpr int kThreads = (kRows / kWarpRows) * (kColumns / 32) * 32;
   constexpr int kFragments = kWarpRows / 16;
   constexpr int kStageBytes = (kRows + kColumns) * 128;
-  extern __shared__ uint8_t raw[];
-  const uint32_t base = SharedAddress(raw);
+  const uint32_t base = SharedAddress(DynamicShared());
   const int row0 = blockIdx.y * kRows, column0 = blockIdx.x * kColumns;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp / (kColumns / 32) * kWarpRows, warp_column = warp % (kColumns / 32) * 32;

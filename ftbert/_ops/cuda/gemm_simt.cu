@@ -13,7 +13,7 @@ constexpr int kSlice = 16;
 
 __global__ void __launch_bounds__(256) GemmSimt(const float* __restrict__ x, int64_t ldx, const float* __restrict__ w,
                                                 const EpilogueArgs e) {
-  __shared__ alignas(16) float xs[kSlice][kTile + 4], ws[kSlice][kTile + 4];
+  __shared__ __align__(16) float xs[kSlice][kTile + 4], ws[kSlice][kTile + 4];
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int row0 = blockIdx.y * kTile, column0 = blockIdx.x * kTile;

@@ -51,14 +51,6 @@ struct Partial {
 };
 
 // [[maybe_unused]]: architectures other than Hopper compile no caller.
-[[maybe_unused]] __device__ __forceinline__ float4 LoadShared4(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
 [[maybe_unused]] __device__ __forceinline__ void Add4(float4* sum, const float4& v) {
   sum->x += v.x, sum->y += v.y, sum->z += v.z, sum->w += v.w;
 }
@@ -110,9 +102,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if FTBERT_HOPPER
   constexpr int kSlice = 128 / sizeof(In);
   constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
-  extern __shared__ uint8_t raw[];
-  __shared__ alignas(8) uint64_t landed[kMostSlices];
-  const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
+  __shared__ __align__(8) uint64_t landed[kMostSlices];
+  const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
   const uint32_t barriers = SharedAddress(landed);
   const int split = gridDim.x, rank = blockIdx.x;
   const int output0 = blockIdx.y * kOutputs, token0 = blockIdx.z * kTokens;
@@ -190,9 +181,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int token = 8 * j + lane % 4 * 2 + i % 2;
-      asm volatile("st.shared.f32 [%0], %1;" ::"r"(mine + (token * kPitch + output + i / 2 * 8) * 4),
-                   "f"(acc[4 * j + i])
-                   : "memory");
+      StoreShared(mine + (token * kPitch + output + i / 2 * 8) * 4, acc[4 * j + i]);
     }
   }
   __syncthreads();
@@ -203,8 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       float4 sum = LoadShared4(at);
 #pragma unroll
       for (int g = 1; g < kGroups; ++g) Add4(&sum, LoadShared4(at + g * kTokens * kPitch * 4));
-      asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
-                   : "memory");
+      StoreShared4(at, sum);
     }
     ClusterArrive();
     ClusterWait();
@@ -275,8 +263,9 @@ cudaError_t FindHopperCode(bool* built) {
   int value = 0;
   cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&place), sizeof value);
   if (error != cudaSuccess) return error;
-  ReportHopperCode<<<1, 1>>>(place);
-  error = cudaGetLastError();
+  LaunchShape shape;
+  shape.grid = shape.block = dim3(1);
+  error = Launch(shape, ReportHopperCode, place);
   if (error == cudaSuccess) error = cudaMemcpy(&value, place, sizeof value, cudaMemcpyDeviceToHost);
   cudaFree(place);
   *built = value == 1;

@@ -44,8 +44,7 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
   constexpr int kRowCtas = kCluster > 1 ? 2 : 1, kColumnCtas = kCluster / kRowCtas;  // of a cluster
   constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: not the diagonal one
   constexpr int kConsumers = (kAlternate ? 1 : 2) * kWriters;   // warpgroups that must leave a stage
-  extern __shared__ uint8_t raw[];
-  const uint32_t base = (SharedAddress(raw) + 1023u) & ~1023u;
+  const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
   const uint32_t staging = base + kStages * Sizes::kStageBytes;
   const uint32_t parameters = staging + Sizes::kStaging;
   const uint32_t full = parameters + Sizes::kParameters, empty = full + 8 * kStages;

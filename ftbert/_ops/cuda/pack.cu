@@ -89,23 +89,29 @@ __global__ void __launch_bounds__(256) Noise(Element element, void* to, int64_t 
   }
 }
 
+LaunchShape Shape(int ctas, cudaStream_t stream) {
+  LaunchShape shape;
+  shape.grid = dim3(ctas);
+  shape.block = dim3(256);
+  shape.stream = stream;
+  return shape;
+}
+
 }  // namespace
 
 cudaError_t FillNoise(Element element, void* to, int64_t count, cudaStream_t stream) {
-  Noise<<<1024, 256, 0, stream>>>(element, to, count);
-  return cudaGetLastError();
+  return Launch(Shape(1024, stream), Noise, element, to, count);
 }
 
 cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element,
                        void* to, int64_t pitch, float* column_scale, cudaStream_t stream) {
-  PackOutput<<<cols, 256, 0, stream>>>(source, type, rows, cols, transposed, element, to, pitch, column_scale);
-  return cudaGetLastError();
+  return Launch(Shape(cols, stream), PackOutput, source, type, rows, cols, transposed, element, to, pitch,
+                column_scale);
 }
 
 cudaError_t LongestColumn(const void* source, DataType type, int rows, int cols, bool transposed, float* length,
                           cudaStream_t stream) {
-  LongestOutput<<<cols, 256, 0, stream>>>(source, type, rows, cols, transposed, length);
-  return cudaGetLastError();
+  return Launch(Shape(cols, stream), LongestOutput, source, type, rows, cols, transposed, length);
 }
 
 }  // namespace cuda
