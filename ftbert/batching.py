@@ -1,12 +1,12 @@
 """Token ids to packed batches: rows end to end, no padding. numpy only."""
 
-from typing import List, NamedTuple, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 from ftbert.errors import InputError
 
-__all__ = ["PackedBatch", "pack", "plan", "spread"]
+__all__ = ["PackedBatch", "check_batch", "pack", "plan", "spread"]
 
 
 class PackedBatch(NamedTuple):
@@ -47,6 +47,15 @@ class PackedBatch(NamedTuple):
         return PackedBatch(self.token_ids[source], self.segment_ids[source], splits)
 
 
+def check_batch(batch: Any) -> None:
+    """Raises InputError unless `batch` is a PackedBatch."""
+    if not isinstance(batch, PackedBatch):
+        raise InputError(
+            "Expected a PackedBatch, got %s. For rows of ids write ftbert.batching.pack(rows), for texts "
+            "tokenize(texts).batch." % type(batch).__name__
+        )
+
+
 def pack(token_ids: Sequence[Sequence[int]], segment_ids: Optional[Sequence[Sequence[int]]] = None) -> PackedBatch:
     """Puts rows end to end.
 
@@ -55,7 +64,7 @@ def pack(token_ids: Sequence[Sequence[int]], segment_ids: Optional[Sequence[Sequ
         segment_ids: B rows of the same lengths; None: all 0.
 
     Raises:
-        InputError: there is no row, a row is empty, or the two differ in lengths.
+        InputError: there is no row, a row is empty, the two differ in lengths, or an id is no integer of 32 bits.
     """
     lengths = [len(row) for row in token_ids]
     if not lengths:
@@ -66,12 +75,17 @@ def pack(token_ids: Sequence[Sequence[int]], segment_ids: Optional[Sequence[Sequ
         raise InputError("Expected segment_ids of the same row lengths as token_ids.")
     splits = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=splits[1:])
-    tokens = np.concatenate([np.asarray(row, np.int32) for row in token_ids])
-    if segment_ids is None:
-        segments = np.zeros(len(tokens), np.int32)
-    else:
-        segments = np.concatenate([np.asarray(row, np.int32) for row in segment_ids])
+    tokens = _joined("token_ids", token_ids)
+    segments = np.zeros(len(tokens), np.int32) if segment_ids is None else _joined("segment_ids", segment_ids)
     return PackedBatch(tokens, segments, splits)
+
+
+def _joined(name: str, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    ids = np.concatenate([np.asarray(row) for row in rows])
+    limits = np.iinfo(np.int32)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < limits.min or ids.max() > limits.max:
+        raise InputError("%s: expected rows of 32-bit integers, got %s values %s." % (name, ids.dtype, ids[:4]))
+    return ids.astype(np.int32)
 
 
 def plan(lengths: np.ndarray, batch_tokens: int) -> List[np.ndarray]:

@@ -22,6 +22,7 @@ from ftbert.callable_module import make_callable
 from ftbert.checkpoint import load_model_folder
 from ftbert.errors import CheckpointError, ConfigError, InputError, UnavailableError
 from ftbert.measure import time_calls
+from ftbert.paths import PathLike
 from ftbert.predictor import FastBertClassifier
 
 __all__ = ["CalibrationReport", "PrecisionResult", "calibrate"]
@@ -145,7 +146,7 @@ class _Run(NamedTuple):
 
 
 def calibrate(
-    model: str,
+    model: PathLike,
     texts: Sequence[Any],
     labels: Optional[Sequence[Any]] = None,
     precisions: Optional[Sequence[str]] = None,
@@ -240,7 +241,7 @@ def _truth(labels: Sequence[Any], names: List[str], multi: bool) -> np.ndarray:
     return truth
 
 
-def _run(model: str, texts: Sequence[Any], precision: str, options: Dict[str, Any]) -> Tuple[_Run, str]:
+def _run(model: PathLike, texts: Sequence[Any], precision: str, options: Dict[str, Any]) -> Tuple[_Run, str]:
     """Loads, answers, times and closes one precision; also the device it ran on."""
     with FastBertClassifier.load(model, precision=precision, runtime="direct", **options) as classifier:
         scores = classifier.predict_proba(texts)

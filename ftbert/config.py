@@ -143,7 +143,11 @@ class BertConfig:
         act = values.get("hidden_act", "gelu_tanh" if source == "ftbert" else "gelu")
         names = ACTIVATIONS[source]
         if act not in names:
-            raise ConfigError("hidden_act: expected one of %s, got %r." % (sorted(names), act))
+            ours = act in ACTIVATIONS["ftbert"]
+            raise ConfigError(
+                "hidden_act: expected one of %s, got %r.%s"
+                % (sorted(names), act, " That is ftbert's own name: is ftbert.json missing beside it?" if ours else "")
+            )
         kept["hidden_act"] = names[act]
         return cls(**kept)
 
@@ -151,7 +155,7 @@ class BertConfig:
     def from_json_file(cls, path: str, source: str) -> "BertConfig":
         """`from_dict` on a file's contents."""
         try:
-            with open(str(path), "r", encoding="utf-8") as file:
+            with open(path, "r", encoding="utf-8-sig") as file:
                 values = json.load(file)
         except (OSError, ValueError) as error:
             raise ConfigError("%s: expected a readable JSON file of BERT's sizes: %s" % (path, error)) from error

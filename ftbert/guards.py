@@ -3,13 +3,13 @@
 import contextlib
 import os
 import threading
-from typing import Any, Callable, Iterator, Optional, Union
+from typing import Any, Callable, Iterable, Iterator, Optional, Union
 
 import numpy as np
 
 from ftbert.errors import ClosedError, ConfigError, UnavailableError
 
-__all__ = ["Gate", "Progress", "check_count", "open_progress"]
+__all__ = ["Gate", "Progress", "check_choice", "check_count", "open_progress"]
 
 Progress = Union[bool, Callable[[int, int], Any], None]
 
@@ -59,10 +59,20 @@ class Gate:
         return True
 
 
-def check_count(name: str, value: Optional[int], least: int) -> None:
-    """Raises ConfigError unless `value` is None or an integer of at least `least`."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least):
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of the strings."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError("%s: expected one of %s, got %r." % (name, ", ".join(choices), value))
+
+
+def check_count(name: str, value: Optional[int], least: int, most: Optional[int] = None) -> None:
+    """Raises ConfigError unless `value` is None or an integer of at least `least` and at most `most`."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ConfigError("%s: expected an integer of at least %d, got %r." % (name, least, value))
+    if most is not None and value > most:
+        raise ConfigError("%s: expected at most %d, got %d." % (name, most, value))
 
 
 @contextlib.contextmanager

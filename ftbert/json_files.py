@@ -15,7 +15,7 @@ def read_json_object(path: str) -> Dict[str, Any]:
         CheckpointError: absent, unreadable, no JSON, or no object.
     """
     try:
-        with open(path, "r", encoding="utf-8") as file:
+        with open(path, "r", encoding="utf-8-sig") as file:
             values = json.load(file)
     except (OSError, ValueError) as error:
         raise CheckpointError("%s: expected readable JSON: %s" % (path, error)) from error

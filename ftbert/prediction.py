@@ -1,6 +1,6 @@
 """Logits to answers: scores, labels and the record that a caller gets."""
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -21,7 +21,14 @@ class Prediction:
     __slots__ = ("label", "score", "truncated", "_labels", "_scores", "_row", "_top_k")
 
     def __init__(
-        self, label: str, score: float, truncated: bool, labels: Sequence[str], scores: np.ndarray, row: int, top_k: int
+        self,
+        label: str,
+        score: float,
+        truncated: bool,
+        labels: Sequence[str],
+        scores: np.ndarray,
+        row: int,
+        top_k: Optional[int],
     ) -> None:
         """Row `row` of `scores` (B, C) belongs to this text. What is seldom asked for is made when it is."""
         self.label = label
@@ -39,13 +46,17 @@ class Prediction:
 
     @property
     def top(self) -> List[Tuple[str, float]]:
-        """The best `top_k` labels with their scores, best first."""
+        """The best `top_k` labels with their scores, best first; with top_k=None all of them."""
         if self._top_k == 1:
             return [(self.label, self.score)]
         scores = self._scores[self._row]
         # A stable sort of the negatives: equal scores stand in the labels' order, as with argmax.
         best = np.argsort(-scores, kind="stable")[: self._top_k]
         return [(self._labels[index], score) for index, score in zip(best.tolist(), scores[best].tolist())]
+
+    def to_dict(self) -> Dict[str, Any]:
+        """label, score, truncated and scores as what `json` and tables take."""
+        return {"label": self.label, "score": self.score, "truncated": self.truncated, "scores": self.scores}
 
     def __repr__(self) -> str:
         more = "".join(", %s=%.4f" % item for item in self.top[1:])
@@ -79,14 +90,14 @@ def scores_from_logits(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def check_top_k(top_k: int) -> None:
-    """Raises InputError unless `top_k` is an integer of at least 1."""
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise InputError("top_k: expected an integer of at least 1, got %r." % (top_k,))
+def check_top_k(top_k: Optional[int]) -> None:
+    """Raises InputError unless `top_k` is None or an integer of at least 1."""
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1):
+        raise InputError("top_k: expected an integer of at least 1, or None for all labels, got %r." % (top_k,))
 
 
 def predictions_from_scores(
-    scores: np.ndarray, truncated: np.ndarray, labels: Sequence[str], top_k: int = 1
+    scores: np.ndarray, truncated: np.ndarray, labels: Sequence[str], top_k: Optional[int] = 1
 ) -> List[Prediction]:
     """One Prediction for each row.
 
@@ -94,7 +105,7 @@ def predictions_from_scores(
         scores: float32 (B, C).
         truncated: bool (B,).
         labels: C names.
-        top_k: how many labels `top` names; more than C means C.
+        top_k: how many labels `top` names; None, or more than C: all of them.
     """
     check_top_k(top_k)
     best = scores.argmax(axis=-1)

@@ -2,19 +2,21 @@
 
 import html
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from ftbert._ops import PRECISIONS
-from ftbert.batching import PackedBatch
+from ftbert.batching import PackedBatch, check_batch
 from ftbert.checkpoint import ModelFolder, load_model_folder, save_model_folder
-from ftbert.errors import CheckpointError, ConfigError, UnavailableError
-from ftbert.guards import Gate, Progress, check_count, open_progress
+from ftbert.errors import ConfigError, UnavailableError
+from ftbert.guards import Gate, Progress, check_choice, check_count, open_progress
+from ftbert.paths import PathLike
 from ftbert.prediction import Prediction, check_top_k, predictions_from_scores, scores_from_logits
-from ftbert.runtimes import RUNTIMES, build_runtimes, choose_devices, device_kind
+from ftbert.runtimes import RUNTIMES, build_runtimes, choose_devices, device_kind, guarded
 from ftbert.streaming import Answered, EnginePool, answer_batch, answer_chunks, answer_stream
-from ftbert.tokenization import TRUNCATIONS, Encoded, Text, Tokenizer, check_texts
+from ftbert.texts import Text, check_collection, check_texts
+from ftbert.tokenization import TRUNCATIONS, Encoded, Tokenizer
 
 __all__ = ["FastBertClassifier", "Prediction"]
 
@@ -25,6 +27,9 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 _CHUNK_TEXTS = {"cpu": 1024, "cuda": 4096}
 
 _POOLINGS = {"pooled": "pooled", "first": "first_states", "mean": "token_states"}
+
+# More than any machine's: a number beyond is a mistake, and each thread costs memory.
+_MOST_THREADS = 1024
 
 # Token counts that `tune` looks at unless told: a few short texts up to a full batch.
 _TUNED_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -51,14 +56,14 @@ class FastBertClassifier:
         self._gate = Gate()
         # Two batches at a time on a card: one is copied while the other is computed.
         self._pool = EnginePool(
-            [_guarded(self._gate, runtime) for runtime in runtimes], self.devices, 2 if self._kind == "cuda" else 1
+            [guarded(self._gate, runtime) for runtime in runtimes], self.devices, 2 if self._kind == "cuda" else 1
         )
         self._engine = " + ".join(str(runtime.describe()["name"]) for runtime in runtimes)
 
     @classmethod
     def load(
         cls,
-        path: str,
+        path: PathLike,
         device: str = "auto",
         precision: str = "auto",
         max_length: Optional[int] = None,
@@ -90,20 +95,16 @@ class FastBertClassifier:
             CheckpointError, ConfigError: the folder or an argument is wrong; nothing was loaded.
             UnavailableError: the device, precision or TensorFlow asked for is not here.
         """
-        if runtime not in RUNTIMES:
-            raise ConfigError("runtime: expected one of %s, got %r." % (", ".join(sorted(RUNTIMES)), runtime))
-        if precision != "auto" and precision not in PRECISIONS:
-            raise ConfigError("precision: expected 'auto' or one of %s, got %r." % (", ".join(PRECISIONS), precision))
-        check_count("threads", threads, 1)
+        check_choice("runtime", runtime, sorted(RUNTIMES))
+        check_choice("precision", precision, ["auto", *PRECISIONS])
+        check_count("threads", threads, 1, _MOST_THREADS)
+        if not isinstance(lower_case, (bool, type(None))):
+            raise ConfigError("lower_case: expected True, False or None, got %r." % (lower_case,))
         check_count("batch_tokens", batch_tokens, 1)
         folder = load_model_folder(path)
         options = _row_options(folder, max_length, truncation)
         tokenizer = Tokenizer.from_folder(folder.path, lower_case)
-        if tokenizer.vocab_size > folder.config.vocab_size:
-            raise CheckpointError(
-                "%s: the vocabulary has %d pieces, but the model embeds %d: they are of different models."
-                % (folder.path, tokenizer.vocab_size, folder.config.vocab_size)
-            )
+        tokenizer.check_fits(folder.path, folder.config.vocab_size)
         plain = runtime == "tensorflow" and device == "auto"
         chosen = choose_devices("cpu" if plain else device, devices)
         runtimes, used = build_runtimes(folder, runtime, chosen, precision, threads or 0)
@@ -128,13 +129,17 @@ class FastBertClassifier:
     # Prediction
 
     def predict(
-        self, texts: Iterable[Text], top_k: int = 1, batch_tokens: Optional[int] = None, progress: Progress = None
+        self,
+        texts: Iterable[Text],
+        top_k: Optional[int] = 1,
+        batch_tokens: Optional[int] = None,
+        progress: Progress = None,
     ) -> List[Prediction]:
         """The label of each text.
 
         Args:
             texts: strings and (first, second) pairs.
-            top_k: how many labels each prediction's `top` names.
+            top_k: how many labels each prediction's `top` names; None: all.
             batch_tokens: tokens in one batch; None: as loaded.
             progress: True for a bar, or a function of (done, total).
 
@@ -159,7 +164,7 @@ class FastBertClassifier:
         return scores_from_logits(logits, self.problem_type) if parts else logits
 
     def predict_stream(
-        self, texts: Iterable[Text], top_k: int = 1, batch_tokens: Optional[int] = None
+        self, texts: Iterable[Text], top_k: Optional[int] = 1, batch_tokens: Optional[int] = None
     ) -> Iterator[Prediction]:
         """Predictions one after the other, for more texts than fit into memory.
 
@@ -170,8 +175,7 @@ class FastBertClassifier:
         self._check_output("logits")
         check_top_k(top_k)
         check_count("batch_tokens", batch_tokens, 1)
-        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
-            check_texts(texts)  # raises
+        check_collection(texts)
         return (
             prediction
             for part in self._stream(texts, "logits", batch_tokens or self.batch_tokens)
@@ -202,6 +206,7 @@ class FastBertClassifier:
         """The engine alone: logits float32 (B, C) of a packed batch, at once and in the calling thread; with
         `batch_tokens` cut into batches of at most that, which run on all devices."""
         self._check_output("logits")
+        check_batch(batch)
         check_count("batch_tokens", batch_tokens, 1)
         if batch_tokens is None:
             return self._pool.run(batch, "logits")
@@ -209,9 +214,12 @@ class FastBertClassifier:
 
     def encode_ids(self, batch: PackedBatch, pooling: str = "pooled") -> np.ndarray:
         """`encode` for a packed batch, in the calling thread: float32 (B, H)."""
+        check_batch(batch)
         return self._pool.run(batch, self._check_pooling(pooling))
 
-    def predictions_from_logits(self, logits: np.ndarray, truncated: np.ndarray, top_k: int = 1) -> List[Prediction]:
+    def predictions_from_logits(
+        self, logits: np.ndarray, truncated: np.ndarray, top_k: Optional[int] = 1
+    ) -> List[Prediction]:
         """Predictions of rows that were run elsewhere: logits (B, C), truncated (B,) bool."""
         return predictions_from_scores(scores_from_logits(logits, self.problem_type), truncated, self.labels, top_k)
 
@@ -266,8 +274,7 @@ class FastBertClassifier:
             )
 
     def _check_pooling(self, pooling: str) -> str:
-        if pooling not in _POOLINGS:
-            raise ConfigError("pooling: expected one of %s, got %r." % (", ".join(_POOLINGS), pooling))
+        check_choice("pooling", pooling, _POOLINGS)
         if pooling == "pooled" and not self.folder.has_pooler:
             raise UnavailableError("%s has no pooler: choose pooling='first' or 'mean'." % self.folder.path)
         return _POOLINGS[pooling]
@@ -303,7 +310,7 @@ class FastBertClassifier:
                 runtime.tune(counts)
         return time.perf_counter() - begin
 
-    def save(self, path: str) -> None:
+    def save(self, path: PathLike) -> None:
         """Writes our model folder, in the precision of the source; a model loaded from it predicts bitwise the same.
 
         The folder appears whole or not at all; one that ftbert saved there before is replaced.
@@ -342,6 +349,12 @@ class FastBertClassifier:
         except Exception:  # noqa: BLE001 - the interpreter, or a load that failed, may be half way
             return
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A FastBertClassifier cannot be pickled: its engine lives in this process. Load the model in each process, "
+            "such as in the initializer of a multiprocessing.Pool."
+        )
+
     def _facts(self) -> List[Tuple[str, str]]:
         shown = ", ".join(self.labels[:6]) + (", ..." if len(self.labels) > 6 else "")
         return [
@@ -374,24 +387,10 @@ _OWN_SETTINGS = ("format", "problem_type", "max_length", "truncation", "precisio
 def _row_options(folder: ModelFolder, max_length: Optional[int], truncation: Optional[str]) -> Dict[str, Any]:
     positions = folder.config.max_position_embeddings
     length = max_length if max_length is not None else (folder.max_length or positions)
-    check_count("max_length", length, 3)
+    where = "max_length" if max_length is not None else "%s: max_length" % folder.path
+    check_count(where, length, 3)
     if length > positions:
-        raise ConfigError("max_length: expected at most %d, the model's positions, got %d." % (positions, length))
-    policy = truncation or folder.truncation or "head"
-    if policy not in TRUNCATIONS:
-        raise ConfigError("truncation: expected one of %s, got %r." % (", ".join(TRUNCATIONS), policy))
+        raise ConfigError("%s: expected at most %d, the model's positions, got %d." % (where, positions, length))
+    policy = truncation if truncation is not None else (folder.truncation or "head")
+    check_choice("truncation", policy, TRUNCATIONS)
     return {"max_length": int(length), "truncation": policy}
-
-
-def _guarded(gate: Gate, runtime: Any) -> Callable[[PackedBatch, str], np.ndarray]:
-    """The runtime's `run`, which `close` waits for; token states come back as each row's mean."""
-
-    def run(batch: PackedBatch, want: str) -> np.ndarray:
-        with gate:
-            values = runtime.run(batch, want)
-        if want != "token_states":
-            return values
-        lengths = np.diff(batch.row_splits).astype(np.float32)
-        return np.add.reduceat(values, batch.row_splits[:-1], axis=0) / lengths[:, np.newaxis]
-
-    return run

@@ -3,6 +3,7 @@
 All three have the same four members: `run(batch, want)`, `tune(token_counts)`, `describe()` and `close()`.
 """
 
+import re
 import threading
 import warnings
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
@@ -13,6 +14,7 @@ from ftbert._ops import OUTPUTS, Engine, describe_machine
 from ftbert.batching import PackedBatch
 from ftbert.checkpoint import ModelFolder
 from ftbert.errors import CheckpointError, ConfigError, EngineError, InputError, OutOfMemoryError, UnavailableError
+from ftbert.guards import Gate
 
 __all__ = [
     "RUNTIMES",
@@ -22,6 +24,7 @@ __all__ = [
     "build_runtimes",
     "choose_devices",
     "device_kind",
+    "guarded",
 ]
 
 
@@ -242,6 +245,9 @@ def _cuda_devices() -> List[str]:
     return ["cuda:%d" % card["index"] for card in cuda.get("devices", []) if card.get("usable")]
 
 
+_DEVICE = re.compile(r"(cpu|cuda(:\d+)?|reference)\Z")
+
+
 def choose_devices(device: str, devices: Union[str, Sequence[str], None]) -> List[str]:
     """The device names that `FastBertClassifier.load`'s two arguments mean.
 
@@ -251,14 +257,17 @@ def choose_devices(device: str, devices: Union[str, Sequence[str], None]) -> Lis
     if devices == "all":
         return _cuda_devices() or ["cpu"]
     if devices is not None:
-        if isinstance(devices, str) or not devices or not all(isinstance(name, str) for name in devices):
+        names = list(devices) if isinstance(devices, (list, tuple)) else []
+        if not names or not all(isinstance(name, str) for name in names):
             raise ConfigError("devices: expected 'all' or a list such as ['cuda:0', 'cuda:1'], got %r." % (devices,))
-        return list(devices)
-    if not isinstance(device, str):
-        raise ConfigError("device: expected 'auto', 'cpu', 'cuda' or 'cuda:<index>', got %r." % (device,))
-    if device == "auto":
+    elif device == "auto":
         return _cuda_devices()[:1] or ["cpu"]
-    return [device]
+    else:
+        names = [device]
+    for name in names:
+        if not isinstance(name, str) or not _DEVICE.match(name):
+            raise ConfigError("device: expected 'auto', 'cpu', 'cuda' or 'cuda:<index>', got %r." % (name,))
+    return names
 
 
 def build_runtimes(
@@ -290,3 +299,16 @@ def build_runtimes(
         )
         return build_runtimes(folder, runtime, devices, default, threads)
     return runtimes, used
+
+def guarded(gate: Gate, runtime: Any) -> Callable[[PackedBatch, str], np.ndarray]:
+    """The runtime's `run`, which `close` waits for; token states come back as each row's mean."""
+
+    def run(batch: PackedBatch, want: str) -> np.ndarray:
+        with gate:
+            values = runtime.run(batch, want)
+        if want != "token_states":
+            return values
+        lengths = np.diff(batch.row_splits).astype(np.float32)
+        return np.add.reduceat(values, batch.row_splits[:-1], axis=0) / lengths[:, np.newaxis]
+
+    return run

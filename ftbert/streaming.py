@@ -17,7 +17,8 @@ import numpy as np
 
 from ftbert.batching import PackedBatch, plan, spread
 from ftbert.errors import ClosedError, EngineError, OutOfMemoryError
-from ftbert.tokenization import Encoded, Text
+from ftbert.texts import Text
+from ftbert.tokenization import Encoded
 
 __all__ = ["Answered", "EnginePool", "answer_batch", "answer_chunks", "answer_stream"]
 

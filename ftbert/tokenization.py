@@ -11,19 +11,19 @@ typed by a user is five characters of text.
 import os
 import re
 import warnings
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ftbert.batching import PackedBatch
 from ftbert.errors import CheckpointError, ConfigError, InputError
+from ftbert.paths import PathLike
 from ftbert.pieces import flattened, make_pieces
+from ftbert.texts import Text, check_texts
 from ftbert.vocabulary import GOOGLE_WORD_CHARS, read_tokenizer_settings, read_vocab
 from ftbert.words import WordSplitter
 
-__all__ = ["TRUNCATIONS", "Encoded", "Text", "Tokenizer", "check_texts"]
-
-Text = Union[str, Tuple[str, str]]
+__all__ = ["TRUNCATIONS", "Encoded", "Tokenizer"]
 
 # What happens to a text longer than max_length: refuse it, or keep its beginning, its end, or a quarter of the room
 # from its beginning and the rest from its end (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?").
@@ -38,6 +38,8 @@ _PLAIN = re.compile(
 )
 
 _FEW = 8  # texts for which plain lists are quicker than numpy's whole-array steps
+
+_PADDED = 128  # embeddings are padded to multiples of at most this, for the hardware's sake
 
 _CHUNK = 4096  # texts handed to the Rust threads at once: bounds what their result objects hold
 
@@ -69,41 +71,6 @@ class Encoded(NamedTuple):
     def unknown_rate(self) -> float:
         """The share of the pieces that are [UNK]; 0 without pieces."""
         return float(self.unknown.sum()) / max(int(self.pieces.sum()), 1)
-
-
-def check_texts(texts: Any, first_index: int = 0) -> List[Text]:
-    """The texts as a list of strings and (first, second) pairs.
-
-    Args:
-        texts: any iterable of them, but no string.
-        first_index: the number of the first text, for messages.
-
-    Raises:
-        InputError: not a sequence of them; the message names the first wrong item.
-    """
-    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
-        raise InputError(
-            "Expected a list of texts, got %s. For one text write predict([text])."
-            % ("a single string" if isinstance(texts, str) else type(texts).__name__)
-        )
-    texts = list(texts)
-    if set(map(type, texts)) <= {str}:
-        return texts
-    for index, text in enumerate(texts):
-        if isinstance(text, str):
-            continue
-        if isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
-            texts[index] = (text[0], text[1])
-            continue
-        remedy = "Decode it first." if isinstance(text, bytes) else "Remove it, or put '' in its place."
-        if isinstance(text, (tuple, list)):
-            remedy = "A pair has two strings."
-        shown = repr(text)
-        raise InputError(
-            "texts[%d]: expected a string or a pair of strings, got %s %s. %s"
-            % (first_index + index, type(text).__name__, shown if len(shown) <= 60 else shown[:60] + "...", remedy)
-        )
-    return texts
 
 
 class Tokenizer:
@@ -182,13 +149,13 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(
-        cls, path: str, lower_case: Optional[bool] = None, max_word_chars: int = GOOGLE_WORD_CHARS
+        cls, path: PathLike, lower_case: Optional[bool] = None, max_word_chars: int = GOOGLE_WORD_CHARS
     ) -> "Tokenizer":
         """The tokenizer of a vocab.txt."""
         return cls(read_vocab(os.fspath(path)), lower_case, max_word_chars=max_word_chars)
 
     @classmethod
-    def from_folder(cls, folder: str, lower_case: Optional[bool] = None) -> "Tokenizer":
+    def from_folder(cls, folder: PathLike, lower_case: Optional[bool] = None) -> "Tokenizer":
         """The tokenizer of a model folder: google-research/bert's, Hugging Face's or ours.
 
         Args:
@@ -209,6 +176,15 @@ class Tokenizer:
         """Number of word pieces."""
         return len(self.vocab)
 
+    def check_fits(self, model: str, embedded: int) -> None:
+        """Raises CheckpointError if there are more pieces than the `embedded` ones of a model (`model`: its name, for
+        messages), and warns if there are so few that the vocabulary is probably another model's."""
+        message = "%s: the vocabulary has %d pieces, but the model embeds %d" % (model, self.vocab_size, embedded)
+        if self.vocab_size > embedded:
+            raise CheckpointError(message + ": they are of different models.")
+        if embedded - self.vocab_size >= _PADDED:
+            warnings.warn(message + ": if this is another model's vocabulary, all answers are wrong.", stacklevel=3)
+
     def settings(self) -> Dict[str, Any]:
         """What ftbert.json keeps under "tokenizer"; the constructor's arguments besides the vocabulary."""
         return {
@@ -218,7 +194,7 @@ class Tokenizer:
             "max_word_chars": self.max_word_chars,
         }
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: PathLike) -> None:
         """Writes vocab.txt into the folder (the settings go into ftbert.json, beside those of the model)."""
         with open(os.path.join(os.fspath(folder), "vocab.txt"), "w", encoding="utf-8", newline="\n") as file:
             file.write("".join(piece + "\n" for piece in self.vocab))

@@ -22,7 +22,7 @@ def read_vocab(path: str) -> List[str]:
         CheckpointError: absent, or not UTF-8.
     """
     try:
-        with open(path, "r", encoding="utf-8") as file:
+        with open(path, "r", encoding="utf-8-sig") as file:
             lines = file.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
@@ -67,6 +67,12 @@ def read_tokenizer_settings(folder: str) -> Tuple[List[str], Dict[str, Any]]:
             raise CheckpointError(
                 "%s: expected 'tokenizer' with %s, got %r."
                 % (os.path.join(folder, "ftbert.json"), ", ".join(_SETTINGS), settings)
+            )
+        flags = [settings[key] for key in _SETTINGS[:-1]]
+        if not all(isinstance(flag, bool) for flag in flags) or type(settings["max_word_chars"]) is not int:
+            raise CheckpointError(
+                "%s: expected true, false and a whole number in 'tokenizer', got %r."
+                % (os.path.join(folder, "ftbert.json"), settings)
             )
         return read_vocab(vocab_path), dict(settings)
     config = _read_json(os.path.join(folder, "tokenizer_config.json"))

@@ -82,6 +82,10 @@ def test_plan_of_nothing_is_nothing():
         ([], None, "at least one row"),
         ([[1], []], None, "row 1 is empty"),
         ([[1, 2]], [[0]], "same row lengths"),
+        ([[1, 1 << 31]], None, "token_ids: expected rows of 32-bit integers"),
+        ([[1.5]], None, "32-bit integers, got float64"),
+        ([["1"]], None, "32-bit integers"),
+        ([[1]], [[0.5]], "segment_ids: expected rows of 32-bit integers"),
     ],
 )
 def test_pack_refuses(tokens, segments, message):

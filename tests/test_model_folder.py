@@ -324,6 +324,73 @@ def test_only_our_folders_are_replaced(tmp_path):
     assert load_model_folder(str(tmp_path / "empty")).num_labels == 3
 
 
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("file:" + "//" + "/models/intents", "without file://"),
+        ("s3://bucket/intents", "not an address"),
+        ("~/models/intents", "expanduser"),
+        ("google-bert/bert-base-chinese", "Looked for in .*ftbert download google-bert/bert-base-chinese <folder>"),
+        ("models/intents/v2", "Looked for in "),
+        (None, "got None"),
+        ("", "got ''"),
+        (["models"], "Expected the path"),
+    ],
+)
+def test_a_path_where_nothing_is_gets_a_hint(path, message):
+    with pytest.raises(CheckpointError, match=message):
+        FastBertClassifier.load(path)
+
+
+def test_every_kind_of_path(tmp_path):
+    folder = tmp_path / "意图 a"
+    models.our_folder(folder)
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder, str(folder), os.fsencode(str(folder)), tmp_path / "link", str(folder) + os.sep):
+        assert load_model_folder(path).labels == models.LABELS
+    with FastBertClassifier.load(tmp_path / "link", device="cpu", runtime="direct") as loaded:
+        loaded.save(tmp_path / "copy")
+    assert load_model_folder(tmp_path / "copy").labels == models.LABELS
+
+
+def test_byte_order_marks_and_line_ends_of_windows(tmp_path):
+    models.our_folder(tmp_path / "m")
+    for name in ("labels.txt", "vocab.txt", "bert_config.json", "ftbert.json"):
+        path = tmp_path / "m" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n" * (name == "labels.txt"))
+    with FastBertClassifier.load(tmp_path / "m", device="cpu", runtime="direct") as loaded:
+        assert loaded.labels == models.LABELS and loaded.tokenizer.vocab == models.VOCAB
+
+
+TOKENIZER = {"lower_case": True, "strip_accents": True, "chinese_chars": True, "max_word_chars": 9}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"precision_checked": ["cpu"]}, "ftbert.json: precision_checked: expected"),
+        ({"precision_checked": {"cpu": "fp7"}}, "ftbert.json: precision_checked: expected .* got {'cpu': 'fp7'}"),
+        ({"max_length": 4000}, "m: max_length: expected at most"),
+        ({"max_length": "64"}, "m: max_length: expected an integer"),
+        ({"tokenizer": dict(TOKENIZER, lower_case="yes")}, "expected true, false and a whole number"),
+        ({"tokenizer": dict(TOKENIZER, max_word_chars="9")}, "expected true, false and a whole number"),
+    ],
+)
+def test_settings_changed_by_hand_are_checked(tmp_path, changes, message):
+    models.our_folder(tmp_path / "m")
+    path = tmp_path / "m" / "ftbert.json"
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), **changes)))
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        FastBertClassifier.load(tmp_path / "m", device="cpu", runtime="direct")
+
+
+def test_a_folder_without_its_settings(tmp_path):
+    models.our_folder(tmp_path / "m")
+    (tmp_path / "m" / "ftbert.json").unlink()
+    with pytest.raises(ConfigError, match="is ftbert.json missing"):
+        load_model_folder(tmp_path / "m")
+
+
 def test_no_such_folder(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such folder or checkpoint"):
         FastBertClassifier.load(str(tmp_path / "nowhere"))

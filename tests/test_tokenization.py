@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 import unicodedata
 import warnings
 
@@ -257,7 +258,12 @@ def test_no_texts():
         ([b"a"], r"texts\[0\].*bytes.*Decode"),
         ([("a", None)], r"texts\[0\].*tuple"),
         ([("a", "b", "c")], r"texts\[0\].*A pair has two strings"),
-        ([{"a": 1}], r"texts\[0\].*dict"),
+        ([{"a": 1}], r"texts\[0\].*dict.*Pass its text alone"),
+        ([7], r"texts\[0\].*int 7.*Pass str"),
+        (np.array("a"), "got ndarray"),
+        ({"text": ["a"]}, "got dict. Pass one column"),
+        (types.SimpleNamespace(columns=["text"], __iter__=None), "got SimpleNamespace. Pass one column"),
+        ({"a", "b"}, "got set, which has no order"),
     ],
 )
 def test_what_is_no_text_is_named(texts, message):
@@ -268,6 +274,8 @@ def test_what_is_no_text_is_named(texts, message):
 def test_check_texts_takes_other_sequences():
     assert check_texts(iter(["a", ["b", "c"]])) == ["a", ("b", "c")]
     assert check_texts(np.array(["a", "b"])) == ["a", "b"]
+    assert check_texts(np.array([["a", "b"], ["c", "d"]])) == [("a", "b"), ("c", "d")]
+    assert check_texts({"x": "a"}.values()) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +356,18 @@ def test_tokenizer_json_alone(tmp_path):
     tokenizer = Tokenizer.from_folder(str(tmp_path))
     assert tokenizer.vocab == LOWER and tokenizer.lower_case and tokenizer.max_word_chars == 200
     assert tokenizer.pieces("Awordb") == ["aword", "##b"]
+
+
+def test_a_vocabulary_that_does_not_fit_the_model():
+    tokenizer = tokenizer_of(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer.check_fits("m", tokenizer.vocab_size)
+        tokenizer.check_fits("m", tokenizer.vocab_size + 127)
+    with pytest.raises(CheckpointError, match="m: the vocabulary has .* of different models"):
+        tokenizer.check_fits("m", tokenizer.vocab_size - 1)
+    with pytest.warns(UserWarning, match="another model's vocabulary"):
+        tokenizer.check_fits("m", tokenizer.vocab_size + 128)
 
 
 def test_save_and_load(tmp_path):

@@ -11,6 +11,7 @@ from ftbert.checkpoint.rounding import RoundedTensor, measure_rounding, worst
 from ftbert.checkpoint.safetensors_writer import TensorSpec
 from ftbert.checkpoint.streams import format_bytes, rewrite, tensor_specs, update_dtype
 from ftbert.errors import CheckpointError
+from ftbert.paths import PathLike
 
 __all__ = ["CastReport", "to_bf16", "to_fp16", "to_fp32"]
 
@@ -81,7 +82,7 @@ class CastReport(NamedTuple):
         return "\n".join(lines)
 
 
-def to_fp16(src: str, dst: str, allow_overflow: bool = False) -> CastReport:
+def to_fp16(src: PathLike, dst: PathLike, allow_overflow: bool = False) -> CastReport:
     """Writes a checkpoint whose float32 tensors are float16; others are copied.
 
     Args:
@@ -98,12 +99,12 @@ def to_fp16(src: str, dst: str, allow_overflow: bool = False) -> CastReport:
     return _cast(src, dst, "float16", allow_overflow)
 
 
-def to_bf16(src: str, dst: str, allow_overflow: bool = False) -> CastReport:
+def to_bf16(src: PathLike, dst: PathLike, allow_overflow: bool = False) -> CastReport:
     """`to_fp16` for bfloat16: float32's range with 8 bits of precision, a type that TensorFlow and safetensors have."""
     return _cast(src, dst, "bfloat16", allow_overflow)
 
 
-def to_fp32(src: str, dst: str) -> CastReport:
+def to_fp32(src: PathLike, dst: PathLike) -> CastReport:
     """Writes a checkpoint whose float16 and bfloat16 tensors are float32, each number the same; others are copied.
 
     tf.train.Saver wants a checkpoint of the graph's own types: this brings one in half precision to a float32 graph.
@@ -149,8 +150,8 @@ def _retyped(dtypes: Sequence[str], dtype: str) -> Callable[[List[TensorSpec]], 
 
 
 def _report(
-    src: str,
-    dst: str,
+    src: PathLike,
+    dst: PathLike,
     dtype: str,
     reader: CheckpointReader,
     names: List[str],
@@ -171,7 +172,7 @@ def _report(
     )
 
 
-def _cast(src: str, dst: str, dtype: str, allow_overflow: bool) -> CastReport:
+def _cast(src: PathLike, dst: PathLike, dtype: str, allow_overflow: bool) -> CastReport:
     tensors: List[RoundedTensor] = []
 
     def change(name: str, array: np.ndarray, stored: str) -> Tuple[np.ndarray, bool]:

@@ -14,6 +14,7 @@ from ftbert.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec
 from ftbert.checkpoint.streams import new_folder, transposed
 from ftbert.checkpoint.tf_bundle import CheckpointWriter
 from ftbert.errors import CheckpointError, ConfigError
+from ftbert.paths import PathLike
 from ftbert.tokenization import Tokenizer
 
 __all__ = ["FORMATS", "ConvertReport", "convert"]
@@ -96,7 +97,7 @@ class ConvertReport(NamedTuple):
         return "\n".join(lines)
 
 
-def convert(src: str, dst: str, format: str, strict: bool = True) -> ConvertReport:
+def convert(src: PathLike, dst: PathLike, format: str, strict: bool = True) -> ConvertReport:
     """Writes a model as a folder of another kind. Tensors keep their type and every bit; pretraining heads come along.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
-from ftbert._ops import Weight
+from ftbert._ops import PRECISIONS, Weight
 from ftbert.checkpoint.names import (
     HUGGING_FACE_PREFIX,
     Source,
@@ -23,6 +23,7 @@ from ftbert.checkpoint.readers import CheckpointReader, open_checkpoint
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError
 from ftbert.json_files import read_json_object
+from ftbert.paths import PathLike, as_path, hint_for
 
 __all__ = ["FORMAT_VERSION", "ModelFolder", "load_model_folder"]
 
@@ -83,7 +84,7 @@ class ModelFolder:
         self.has_pooler = "bert/pooler/dense/kernel" in places
         self.max_length = settings.get("max_length")
         self.truncation = settings.get("truncation")
-        self.precision_checked = dict(settings.get("precision_checked") or {})
+        self.precision_checked: Dict[str, str] = dict(settings.get("precision_checked") or {})
         self.settings = settings
         self._places = places
 
@@ -196,8 +197,8 @@ def _read_labels(path: str, count: int) -> List[str]:
     if not os.path.exists(path):
         return _default_labels(count)
     try:
-        with open(path, "r", encoding="utf-8") as file:
-            labels = file.read().splitlines()
+        with open(path, "r", encoding="utf-8-sig") as file:
+            labels = file.read().rstrip("\r\n").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError("%s: expected readable UTF-8, one label a line: %s" % (path, error)) from error
     if len(labels) != count or len(set(labels)) != count:
@@ -206,6 +207,14 @@ def _read_labels(path: str, count: int) -> List[str]:
             % (path, count, len(labels), len(set(labels)))
         )
     return labels
+
+
+def _check_precision(path: str, checked: Any) -> None:
+    if not isinstance(checked, dict) or not all(precision in PRECISIONS for precision in checked.values()):
+        raise CheckpointError(
+            '%s: precision_checked: expected as `ftbert calibrate` writes it, {"cpu": <one of %s>}, got %r.'
+            % (path, ", ".join(PRECISIONS), checked)
+        )
 
 
 def _load_google(folder: str, reader: CheckpointReader, settings: Dict[str, Any], kind: str) -> ModelFolder:
@@ -311,7 +320,7 @@ def _load_huggingface(folder: str, reader: CheckpointReader) -> ModelFolder:
     )
 
 
-def load_model_folder(path: str) -> ModelFolder:
+def load_model_folder(path: PathLike) -> ModelFolder:
     """Reads a model's folder and checks every weight's name and shape; reads no weight yet.
 
     Args:
@@ -322,9 +331,9 @@ def load_model_folder(path: str) -> ModelFolder:
             weight that is missing, unexpected or misshapen.
         ConfigError: the configuration is not that of a BERT that this engine can run.
     """
-    path = os.fspath(path)
+    path = as_path(path)
     if not os.path.exists(path) and not os.path.exists(path + ".index"):
-        raise CheckpointError("%s: there is no such folder or checkpoint." % path)
+        raise CheckpointError("%s: there is no such folder or checkpoint.%s" % (path, hint_for(path)))
     folder = path if os.path.isdir(path) else (os.path.dirname(path) or ".")
     ours = os.path.join(folder, "ftbert.json")
     settings = read_json_object(ours) if os.path.exists(ours) else None
@@ -335,6 +344,7 @@ def load_model_folder(path: str) -> ModelFolder:
         )
     reader = open_checkpoint(path)
     if settings is not None:
+        _check_precision(ours, settings.get("precision_checked") or {})
         return _load_google(folder, reader, settings, "ftbert")
     if reader.format == "safetensors":
         return _load_huggingface(folder, reader)

@@ -7,6 +7,7 @@ from typing import Dict, List, Tuple
 import numpy as np
 
 from ftbert.errors import CheckpointError
+from ftbert.paths import PathLike, as_path, hint_for
 
 __all__ = ["CheckpointReader", "as_float32", "find_checkpoint", "open_checkpoint", "view_file"]
 
@@ -119,7 +120,7 @@ def _prefixes(folder: str) -> Dict[str, int]:
     return found
 
 
-def find_checkpoint(path: str) -> str:
+def find_checkpoint(path: PathLike) -> str:
     """Which checkpoint a path means.
 
     Args:
@@ -133,7 +134,7 @@ def find_checkpoint(path: str) -> str:
     Raises:
         CheckpointError: nothing there, or more than one possible meaning, or a pickle.
     """
-    path = os.fspath(path)
+    path = as_path(path)
     if os.path.basename(path) in _PICKLES:
         raise _pickle_error(path)
     if path.endswith(".safetensors") or path.endswith(".safetensors.index.json"):
@@ -154,7 +155,8 @@ def find_checkpoint(path: str) -> str:
                 "another file." % path
             )
         raise CheckpointError(
-            "%s: no checkpoint there: neither a folder nor %s.index exists." % (path, os.path.basename(path))
+            "%s: no checkpoint there: neither a folder nor %s.index exists.%s"
+            % (path, os.path.basename(path), hint_for(path))
         )
     prefix = _state_file_prefix(path)
     if prefix:
@@ -189,7 +191,7 @@ def _pickle_error(path: str) -> CheckpointError:
     )
 
 
-def open_checkpoint(path: str) -> CheckpointReader:
+def open_checkpoint(path: PathLike) -> CheckpointReader:
     """A reader of whatever checkpoint `path` means (`find_checkpoint`).
 
     Raises:

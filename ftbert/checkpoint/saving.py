@@ -14,6 +14,7 @@ from ftbert.checkpoint.names import pretraining_shapes, weight_shapes
 from ftbert.checkpoint.tf_bundle import CheckpointWriter
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError, ConfigError
+from ftbert.paths import PathLike
 
 __all__ = ["replace_folder", "save_model_folder"]
 
@@ -61,7 +62,7 @@ def _check_target(path: str) -> None:
 
 
 def save_model_folder(
-    path: str,
+    path: PathLike,
     config: BertConfig,
     weights: Iterable[Weight],
     tokenizer: Any,

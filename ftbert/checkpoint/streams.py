@@ -12,6 +12,7 @@ from ftbert.checkpoint.readers import CheckpointReader, find_checkpoint, open_ch
 from ftbert.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec
 from ftbert.checkpoint.tf_bundle import CheckpointWriter
 from ftbert.errors import CheckpointError
+from ftbert.paths import PathLike
 
 __all__ = [
     "COMPANIONS",
@@ -111,7 +112,7 @@ def _names_a_file(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(dst: str) -> Iterator[str]:
+def new_folder(dst: PathLike) -> Iterator[str]:
     """A folder to fill; it becomes `dst` when the block ends well, and is removed when it does not.
 
     Raises:
@@ -158,7 +159,7 @@ def _remove_empty(folders: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(path: str) -> Iterator[IO[bytes]]:
+def replaced_file(path: PathLike) -> Iterator[IO[bytes]]:
     """A file to write; it becomes `path` when the block ends well, and is removed when it does not."""
     path = os.fspath(path)
     temporary = "%s.writing-%d" % (path, os.getpid())
@@ -177,7 +178,7 @@ def replaced_file(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def destination(src: str, dst: str) -> Iterator[str]:
+def destination(src: PathLike, dst: PathLike) -> Iterator[str]:
     """Where to write the checkpoint that replaces the one at `src`, so that `dst` appears whole or stays as it was.
 
     Args:
@@ -229,8 +230,8 @@ def update_dtype(folder: str, dtype: str) -> None:
 
 
 def rewrite(
-    src: str,
-    dst: str,
+    src: PathLike,
+    dst: PathLike,
     choose: Callable[[CheckpointReader], List[str]],
     specs: Callable[[List[TensorSpec]], List[TensorSpec]],
     change: Callable[[str, np.ndarray, str], Tuple[np.ndarray, bool]],

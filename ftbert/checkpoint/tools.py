@@ -13,6 +13,7 @@ from ftbert.checkpoint.safetensors_writer import TensorSpec
 from ftbert.checkpoint.streams import check_readable, destination, format_bytes, open_writer, rewrite, tensor_specs
 from ftbert.checkpoint.tf_bundle import BundleReader
 from ftbert.errors import CheckpointError
+from ftbert.paths import PathLike
 
 __all__ = ["AverageReport", "Inspection", "StripReport", "TensorInfo", "average", "inspect", "strip_optimizer"]
 
@@ -87,7 +88,7 @@ class Inspection(NamedTuple):
         return "\n".join(lines)
 
 
-def inspect(src: str) -> Inspection:
+def inspect(src: PathLike) -> Inspection:
     """Names, shapes, types and sizes, and which tensors only training needs. No tensor is read.
 
     Args:
@@ -139,7 +140,7 @@ class StripReport(NamedTuple):
         )
 
 
-def strip_optimizer(src: str, dst: str) -> StripReport:
+def strip_optimizer(src: PathLike, dst: PathLike) -> StripReport:
     """Writes a checkpoint without optimizer slots, step counters and loss scales; weights stay bit-equal.
 
     Args:
@@ -190,7 +191,7 @@ class AverageReport(NamedTuple):
         )
 
 
-def average(sources: Sequence[str], dst: str) -> AverageReport:
+def average(sources: Sequence[PathLike], dst: PathLike) -> AverageReport:
     """Writes the mean of several checkpoints of one model, such as the last few of a training.
 
     Sums are float64, then rounded to the type that the tensor has. Integer tensors must agree.

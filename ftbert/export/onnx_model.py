@@ -11,6 +11,7 @@ from ftbert.checkpoint.names import weight_shapes
 from ftbert.checkpoint.streams import replaced_file
 from ftbert.config import BertConfig
 from ftbert.errors import CheckpointError, UnavailableError
+from ftbert.paths import PathLike, as_path
 from ftbert.tokenization import Tokenizer
 
 __all__ = ["export_onnx"]
@@ -26,7 +27,7 @@ _LARGEST = (2 << 30) - (8 << 20)
 _MASKED_SCORE = -10000.0
 
 
-def export_onnx(model: str, dst: str) -> str:
+def export_onnx(model: PathLike, dst: PathLike) -> str:
     """Writes an ONNX file for onnxruntime and others: opset 17, float32 weights, any number and length of rows.
 
     Inputs named as Hugging Face's exporters do: int64 (B, S) input_ids, attention_mask and token_type_ids. Outputs:
@@ -61,7 +62,7 @@ def export_onnx(model: str, dst: str) -> str:
     onnx.checker.check_model(proto)
     with replaced_file(dst) as file:
         file.write(proto.SerializeToString())
-    return dst
+    return as_path(dst)
 
 
 class _Builder:

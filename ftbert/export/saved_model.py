@@ -7,12 +7,13 @@ from typing import Any, Dict
 from ftbert.checkpoint import ModelFolder, load_model_folder
 from ftbert.checkpoint.streams import new_folder
 from ftbert.errors import UnavailableError
+from ftbert.paths import PathLike, as_path
 from ftbert.tokenization import Tokenizer
 
 __all__ = ["export_saved_model"]
 
 
-def export_saved_model(model: str, dst: str) -> str:
+def export_saved_model(model: PathLike, dst: PathLike) -> str:
     """Writes a SavedModel that any TensorFlow from 1.14 on loads without ftbert.
 
     Signature "serving_default": int32 (B, S) input_ids, input_mask (1 for tokens, 0 for padding) and segment_ids;
@@ -60,7 +61,7 @@ def export_saved_model(model: str, dst: str) -> str:
         )
         builder.save()
         _write_extras(os.path.join(folder, "assets.extra"), source)
-    return dst
+    return as_path(dst)
 
 
 def _old_variable(getter: Any, *args: Any, **options: Any) -> Any:

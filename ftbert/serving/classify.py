@@ -13,7 +13,7 @@ import orjson
 
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Problem, reject
-from ftbert.tokenization import Text
+from ftbert.texts import Text
 
 __all__ = [
     "EmbedRequest",

@@ -18,7 +18,7 @@ from ftbert.serving.options import ServeOptions
 from ftbert.serving.problems import Problem, reject
 from ftbert.serving.table import ServedModel
 from ftbert.serving.ticket import Answer
-from ftbert.tokenization import Text
+from ftbert.texts import Text
 
 __all__ = ["InferRequest", "OUTPUTS", "metadata", "parse_infer", "render_infer"]
 

@@ -23,7 +23,7 @@ from ftbert.batching import PackedBatch
 from ftbert.errors import ClosedError, ConfigError, EngineError, InputError, OutOfMemoryError, OverloadedError
 from ftbert.serving.ready import ReadyTickets, Slice, join, least_tokens
 from ftbert.serving.ticket import QueueObserver, Ticket, wake
-from ftbert.tokenization import Text, check_texts
+from ftbert.texts import Text, check_texts
 
 if TYPE_CHECKING:
     from ftbert.predictor import FastBertClassifier, Prediction
@@ -105,12 +105,14 @@ class BatchingPredictor:
 
     # Calls
 
-    def predict(self, texts: Sequence[Text], top_k: int = 1, timeout: Optional[float] = None) -> "List[Prediction]":
+    def predict(
+        self, texts: Sequence[Text], top_k: Optional[int] = 1, timeout: Optional[float] = None
+    ) -> "List[Prediction]":
         """`FastBertClassifier.predict`, sharing batches with every other thread that calls it now.
 
         Args:
             texts: B texts, or pairs of texts.
-            top_k: how many labels each prediction's `top` names.
+            top_k: how many labels each prediction's `top` names; None: all.
             timeout: seconds to wait.
 
         Raises:
@@ -126,7 +128,7 @@ class BatchingPredictor:
         return self.predictor.predictions_from_logits(answer.values, answer.truncated, top_k)
 
     async def predict_async(
-        self, texts: Sequence[Text], top_k: int = 1, timeout: Optional[float] = None
+        self, texts: Sequence[Text], top_k: Optional[int] = 1, timeout: Optional[float] = None
     ) -> "List[Prediction]":
         """`predict` for a coroutine; the event loop is never held up. Cancelling it drops the work."""
         texts = check_texts(texts)

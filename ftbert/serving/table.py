@@ -11,7 +11,7 @@ from ftbert.serving.metrics import Metrics, ModelObserver
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.queue import LOGITS, BatchingPredictor
 from ftbert.serving.ticket import Ticket
-from ftbert.tokenization import Text
+from ftbert.texts import Text
 
 if TYPE_CHECKING:
     from ftbert.predictor import FastBertClassifier

@@ -9,7 +9,7 @@ import numpy as np
 
 from ftbert.batching import PackedBatch
 from ftbert.errors import DeadlineError
-from ftbert.tokenization import Text
+from ftbert.texts import Text
 
 if TYPE_CHECKING:
     from ftbert.serving.queue import BatchingPredictor

@@ -9,7 +9,7 @@ import numpy as np
 
 from ftbert.errors import ConfigError, InputError
 from ftbert.rows import detect_format, scan_rows
-from ftbert.tokenization import Text
+from ftbert.texts import Text
 
 __all__ = [
     "Columns",

@@ -4,7 +4,8 @@ import collections
 from typing import Iterable, List, Mapping, Sequence
 
 from ftbert.errors import ConfigError
-from ftbert.tokenization import Text, Tokenizer
+from ftbert.texts import Text
+from ftbert.tokenization import Tokenizer
 from ftbert.words import WordSplitter
 
 __all__ = ["SPECIAL_PIECES", "build_tokenizer"]
