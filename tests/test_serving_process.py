@@ -51,6 +51,14 @@ def test_a_request_on_a_kept_connection(server):
             assert response.status == 200 and len(json.loads(response.read())) == 3
 
 
+def test_an_answers_head_and_body_arrive_together(server):
+    with server.connect() as connection:
+        for _ in range(20):
+            connection.sendall(POST + BODY)
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200") and len(json.loads(body)) == 3
+
+
 def test_pipelined_requests_are_answered_in_order(server):
     with server.connect() as connection:
         connection.sendall((POST + BODY) * 5 + POST.replace(b"host", b"connection: close\r\nhost") + BODY)

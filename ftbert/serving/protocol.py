@@ -35,6 +35,7 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.transport = cast(asyncio.Transport, _Joined(transport, self.loop))
             metrics.connections.set(len(self.connections))
             if len(self.connections) > options.max_connections:
                 self._refuse(503, "Expected at most %d open connections. Try again later." % options.max_connections)
@@ -114,3 +115,36 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
             self.transport.close()
 
     return BoundedProtocol
+
+
+class _Joined:
+    """A transport that sends what one turn of the loop writes in one go: an answer's head and its body are one packet
+    and one call of the system instead of two."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+        self.is_closing = transport.is_closing
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.writelines([held, data])
+        elif data:
+            self._held = data
+            self._loop.call_soon(self._flush)  # for an answer whose body comes later
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)

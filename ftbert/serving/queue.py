@@ -45,7 +45,7 @@ class BatchingPredictor:
     Args:
         predictor: the loaded model; closed by `close()`.
         batch_tokens: T at most in one run of the engine (a longer row runs alone). None: the predictor's own. On a CPU
-            a batch takes half of what waits, between 128 tokens a thread (256 in all) and this.
+            a batch takes half of what waits, between 256 tokens a thread and this.
         max_wait_ms: how long a text may wait for others to share its batch while the engine is idle.
         max_queue_texts: texts that may wait; one more raises OverloadedError.
         workers: batches in the engine at a time. None: one for a CPU, two for each card, so that none waits for Python.

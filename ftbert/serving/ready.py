@@ -121,4 +121,6 @@ def least_tokens(predictor: "FastBertClassifier") -> int:
     """Tokens below which a batch would use the device badly: a card takes all that waits."""
     if any(device.startswith("cuda") for device in predictor.devices):
         return predictor.batch_tokens
-    return max(256, 128 * sum(int(engine.get("threads", 1)) for engine in predictor.describe()))
+    # About ten times the tokens whose time a batch costs besides (benchmarks/queue_bound.py): smaller batches lose more
+    # to that cost, larger ones let the first rows wait longer for the last.
+    return 256 * max(1, sum(int(engine.get("threads", 1)) for engine in predictor.describe()))
