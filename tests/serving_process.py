@@ -43,9 +43,9 @@ class ServerProcess:
     def _read(self):
         for line in self.process.stderr:
             self.lines.append(line)
-            match = re.search(r"Serving .* at (https?)://([\d.]+):(\d+)", line)
+            match = re.search(r"Serving .* at (https?)://([\d.]+|\[[\d:]+\]):(\d+)", line)
             if match:
-                self._address = match.group(2), int(match.group(3))
+                self._address = match.group(2).strip("[]"), int(match.group(3))
                 self._found.set()
         self._found.set()
 
@@ -66,7 +66,7 @@ class ServerProcess:
 
     def request(self, method, path, body=None, headers=None, timeout=WAIT):
         """(status, headers in lower case, body bytes)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self._address[0], self.port, timeout=timeout)
         try:
             given = {"Content-Type": "application/json"} if body is not None else {}
             given.update(headers or {})

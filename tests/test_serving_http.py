@@ -208,6 +208,14 @@ def test_a_wrong_body_is_refused(client, body, status):
 
 
 @pytest.mark.parametrize(
+    "member, got",
+    [([], "got 0."), (["a", "b", "c"], "got 3."), ([["a"]], "got one that holds an array."), ("b", "got a string.")],
+)
+def test_a_wrong_member_is_named(client, member, got):
+    assert got in client.predict([["a"], member]).json()["error"]
+
+
+@pytest.mark.parametrize(
     "body, status",
     [
         (b'{"inputs": [["a"]]}', 422),
@@ -229,6 +237,7 @@ def test_a_wrong_embed_body_is_refused(client, body, status):
         ({"content-type": "text/plain"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
         ({"content-type": "application/json", "content-encoding": "gzip"}, 415),
+        ({"content-type": "application/json", "content-encoding": "Identity"}, 200),
         ({"content-type": "application/json; charset=utf-8"}, 200),
         ({"content-type": "Application/JSON"}, 200),
     ],

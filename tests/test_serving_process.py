@@ -22,7 +22,7 @@ for package in ("tokenizers", "starlette", "uvicorn", "httptools", "orjson", "pr
 from serving_fakes import KnownPredictor  # noqa: E402
 from serving_process import TESTS, WAIT, ServerProcess, read_all, until  # noqa: E402
 
-from ftbert.errors import CheckpointError  # noqa: E402
+from ftbert.errors import CheckpointError, ConfigError  # noqa: E402
 from ftbert.serving import run  # noqa: E402
 
 BODY = b'{"inputs": "abc"}'
@@ -103,6 +103,9 @@ def test_garbage_headers_and_too_many_of_them(server):
     for sent, status in (
         (b"\x16\x03\x01\x02\x00\x01garbage\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\n" + b"a: %s\r\n" % (b"b" * 70000), b"431"),
+        (b"GET /health HTTP/1.1\r\n" + b"a: %s\r\n\r\n" % (b"b" * 70000), b"431"),
+        (b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 14000 + b"\r\n", b"431"),
+        (POST.replace(b"host", b"a: %s\r\nhost" % (b"b" * 70000)) + BODY, b"431"),
     ):
         with server.connect() as connection:
             connection.sendall(sent)
@@ -279,39 +282,51 @@ def test_no_text_reaches_the_log_unless_asked():
             assert ("POST /predict 200" in server.log) == ("log_requests" in options)
 
 
-def test_tls(tmp_path):
+def certificate_in(folder, *more):
+    """(certificate, key) for 127.0.0.1, made by openssl."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-            "-days",
-            "1",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    key, certificate = str(folder / "key.pem"), str(folder / "cert.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command = command.split() + ["-keyout", key, "-out", certificate] + list(more or ["-nodes"])
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return certificate, key
+
+
+def test_tls(tmp_path):
+    certificate, key = certificate_in(tmp_path)
     with ServerProcess.known(options={"ssl_certfile": certificate, "ssl_keyfile": key}) as server:
         context = ssl.create_default_context(cafile=certificate)
         with urllib.request.urlopen(
             "https://127.0.0.1:%d/ready" % server.port, context=context, timeout=WAIT
         ) as response:
             assert response.status == 200
+        assert server.stop() == 0
+
+
+def test_certificates_that_cannot_be_used_are_an_error_before_anything_is_loaded(tmp_path):
+    certificate, key = certificate_in(tmp_path)
+    (tmp_path / "locked").mkdir()
+    locked, locked_key = certificate_in(tmp_path / "locked", "-passout", "pass:secret")
+    for settings in (
+        {"ssl_certfile": key, "ssl_keyfile": certificate},
+        {"ssl_certfile": certificate},
+        {"ssl_certfile": locked, "ssl_keyfile": key},
+        {"ssl_certfile": locked, "ssl_keyfile": locked_key},
+        {"ssl_certfile": locked, "ssl_keyfile": locked_key, "ssl_keyfile_password": "wrong"},
+        {"ssl_certfile": certificate, "ssl_keyfile": key, "ssl_ca_certs": __file__},
+    ):
+        with pytest.raises(ConfigError, match="certificate and its key"):
+            run({"a": "/nowhere/at/all"}, port=0, **settings)
+    with pytest.raises(CheckpointError):
+        run({"a": "/nowhere"}, port=0, ssl_certfile=locked, ssl_keyfile=locked_key, ssl_keyfile_password="secret")
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"), reason="no IPv6 here")
+def test_an_address_of_ipv6_is_written_as_urls_have_it():
+    with ServerProcess.known(options={"host": "::1"}) as server:
+        assert "http://[::1]:%d" % server.port in server.log
+        assert server.predict("abc")[0] == 200
         assert server.stop() == 0
 
 

@@ -190,7 +190,10 @@ def check_text(text: Text, where: str, options: ServeOptions) -> None:
 
 def _sequence(member: Any, where: str) -> Text:
     if not isinstance(member, list) or not 1 <= len(member) <= 2 or not all(isinstance(part, str) for part in member):
-        got = "%d members" % len(member) if isinstance(member, list) else _kind(member)
+        got = _kind(member)
+        if isinstance(member, list):
+            others = [part for part in member if not isinstance(part, str)]
+            got = "one that holds %s" % _kind(others[0]) if others else "%d" % len(member)
         reject(
             "%s: expected a list of one string (a text) or two (a pair), got %s. Several texts: a list of such lists."
             % (where, got)

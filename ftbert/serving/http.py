@@ -80,7 +80,7 @@ class Request:
         kind = given.partition(";")[0].strip().lower() if given else None
         if (kind is None and required) or (kind is not None and kind not in content_types):
             raise Problem(415, "Validation", "Content-Type: expected %s." % " or ".join(content_types), close=True)
-        if self.headers.get(b"content-encoding", b"identity") != b"identity":
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise Problem(415, "Validation", "Content-Encoding: expected none; send the body uncompressed.", close=True)
         declared = self.headers.get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 18 or int(declared) > limit:

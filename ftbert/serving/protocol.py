@@ -19,6 +19,8 @@ __all__ = ["make_protocol"]
 
 _MAX_HEAD_BYTES = 65536
 
+_SMALL = 65536  # bytes that are copied sooner than sent by themselves
+
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
@@ -30,8 +32,10 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
             super().__init__(*args, **kwargs)
             self._receiving: Optional[asyncio.TimerHandle] = None  # runs while a request is incomplete
             self._sending: Optional[asyncio.TimerHandle] = None  # runs while the client does not take our bytes
-            self._head_bytes = 0
+            self._head_bytes = 0  # received before the headers' end was seen
+            self._headers_bytes = 0  # of the headers read
             self._head_done = False
+            self._refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -64,15 +68,29 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
                 self._head_bytes += len(data)
             super().data_received(data)
             if not self._head_done and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(431, "Expected a request line and headers of at most %d bytes." % _MAX_HEAD_BYTES)
+                self._refuse_head()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._headers_bytes += len(name) + len(value) + 4
+            super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._head_done = True
+            large, self._headers_bytes = self._headers_bytes > _MAX_HEAD_BYTES, 0
+            if large and not self._refused:
+                self._refuse_head()
+            if self._refused:
+                return
             cast(Any, self.scope)[WATCHED] = None
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            if not self._refused:
+                super().on_body(body)
+
         def on_message_complete(self) -> None:
-            super().on_message_complete()
+            if not self._refused:
+                super().on_message_complete()
             self._head_done = False
             self._head_bytes = 0
             if self._receiving is not None:
@@ -101,7 +119,11 @@ def make_protocol(options: ServeOptions, metrics: Metrics) -> Type[HttpToolsProt
             else:
                 self._refuse(408, "Expected a whole request within %g s." % options.receive_timeout_s)
 
+        def _refuse_head(self) -> None:
+            self._refuse(431, "Expected a request line and headers of at most %d bytes." % _MAX_HEAD_BYTES)
+
         def _refuse(self, status: int, message: str) -> None:
+            self._refused = True
             kind = "Overloaded" if status == 503 else "Timeout" if status == 408 else "Validation"
             metrics.errors.labels(kind).inc()
             metrics.requests.labels("other", str(status)).inc()
@@ -135,7 +157,11 @@ class _Joined:
     def write(self, data: bytes) -> None:
         if self._held:
             held, self._held = self._held, b""
-            self._transport.writelines([held, data])
+            if len(data) < _SMALL:
+                self._transport.write(held + data)
+            else:
+                self._transport.write(held)
+                self._transport.write(data)
         elif data:
             self._held = data
             self._loop.call_soon(self._flush)  # for an answer whose body comes later

@@ -6,12 +6,13 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 import threading
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Union
 
 import uvicorn
 
-from ftbert.errors import UnavailableError
+from ftbert.errors import ConfigError, UnavailableError
 from ftbert.serving.app import create_app
 from ftbert.serving.options import ServeOptions
 from ftbert.serving.protocol import make_protocol
@@ -65,6 +66,7 @@ class _Server(uvicorn.Server):
             for listening in server.sockets:
                 host, port = listening.getsockname()[:2]
                 scheme = "https" if self.config.is_ssl else "http"
+                host = "[%s]" % host if ":" in host else host
                 _log.info("Serving %s at %s://%s:%d", ", ".join(self._table.names), scheme, host, port)
 
 
@@ -83,6 +85,7 @@ def run(
         ConfigError, CheckpointError, UnavailableError: before anything listens; a port that is taken is among these.
     """
     options = options or ServeOptions(**settings)
+    _check_certificate(options)
     _raise_file_limit(options.max_connections)
     _log_to_stderr()
     listening = _bind(options.host, options.port)
@@ -118,6 +121,22 @@ def run(
     finally:
         listening.close()
         table.close()
+
+
+def _check_certificate(options: ServeOptions) -> None:
+    """Before any model is loaded; without a password for a key that has one OpenSSL would ask the terminal and wait."""
+    if options.ssl_certfile is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, lambda: options.ssl_keyfile_password or "")
+        if options.ssl_ca_certs is not None:
+            context.load_verify_locations(options.ssl_ca_certs)
+    except (OSError, ValueError) as error:  # ssl.SSLError among them
+        raise ConfigError(
+            "ssl_certfile, ssl_keyfile, ssl_ca_certs: expected a certificate and its key in PEM that can be read and "
+            "belong together (and ssl_keyfile_password where the key has one), got: %s." % error
+        ) from error
 
 
 def _settle() -> None:
