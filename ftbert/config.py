@@ -5,6 +5,7 @@ import json
 from typing import Any, Dict, Mapping
 
 from ftbert.errors import ConfigError
+from ftbert.paths import PathLike
 
 __all__ = ["ACTIVATIONS", "BertConfig"]
 
@@ -105,7 +106,23 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str) -> "BertConfig":
+    def of(cls, config: Any) -> "BertConfig":
+        """The configuration itself, or what google-research/bert's own object of this name says.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        if isinstance(config, cls):
+            return config
+        if not callable(getattr(config, "to_dict", None)):
+            raise ConfigError(
+                "config: expected a BertConfig of ftbert or google-research/bert, got %s. For a file write "
+                "BertConfig.from_json_file(path)." % type(config).__name__
+            )
+        return cls.from_dict(config.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "google") -> "BertConfig":
         """Reads a configuration file's contents.
 
         Args:
@@ -152,7 +169,7 @@ class BertConfig:
         return cls(**kept)
 
     @classmethod
-    def from_json_file(cls, path: str, source: str) -> "BertConfig":
+    def from_json_file(cls, path: PathLike, source: str = "google") -> "BertConfig":
         """`from_dict` on a file's contents."""
         try:
             with open(path, "r", encoding="utf-8-sig") as file:

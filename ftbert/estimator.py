@@ -137,7 +137,8 @@ class PersistentEstimator:
         self._thread = threading.Thread(target=self._serve, name="ftbert-estimator", daemon=True)
         self._thread.start()
 
-    def _input_fn(self) -> Any:
+    def _input_fn(self, params: Any = None) -> Any:
+        # `params` is asked for by TPUEstimator, which google-research/bert's run_classifier.py makes on any machine.
         tf = self._tf
         types = {name: tf.as_dtype(dtype) for name, (dtype, _) in self._layout.items()}
         shapes = {name: tf.TensorShape([None] * axes) for name, (_, axes) in self._layout.items()}

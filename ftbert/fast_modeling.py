@@ -80,7 +80,7 @@ class FastBertModel:
             )
         if precision not in PRECISIONS:
             raise ConfigError("precision: expected one of %s, got %r." % (sorted(PRECISIONS), precision))
-        self._config = config if isinstance(config, BertConfig) else BertConfig.from_dict(config.to_dict(), "google")
+        self._config = BertConfig.of(config)
         self._ops = load_tensorflow_op()
         self._graph = tf.get_default_graph()
         self._options = {

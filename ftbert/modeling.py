@@ -19,6 +19,7 @@ from ftbert.errors import ConfigError
 from ftbert.variables import VariableSpec, assign_weights, create_variables, layer_prefix, variable_specs
 
 __all__ = [
+    "BertConfig",
     "BertModel",
     "VariableSpec",
     "apply_classifier",
@@ -129,7 +130,7 @@ class BertModel:
     """BERT's encoder and pooler, with the constructor and getters of google-research/bert's class of this name.
 
     Args:
-        config: the sizes; `config.hidden_act` says which activation.
+        config: `ftbert.config.BertConfig`, or google-research/bert's own object; `hidden_act` says which activation.
         is_training: whether dropout is on.
         input_ids: int32 (B, S), or (T,) when `row_splits` is given.
         input_mask: int32 (B, S), 1 for tokens and 0 for padding; None means no padding. Not with `row_splits`.
@@ -147,7 +148,7 @@ class BertModel:
 
     def __init__(
         self,
-        config: BertConfig,
+        config: Any,
         is_training: bool,
         input_ids: Any,
         input_mask: Optional[Any] = None,
@@ -162,6 +163,7 @@ class BertModel:
     ) -> None:
         if row_splits is not None and input_mask is not None:
             raise ConfigError("input_mask: expected None with row_splits, since packed rows have no padding.")
+        config = BertConfig.of(config)
         self._config = config
         self._dtype = compute_dtype or tf.float32
         self._dropout = _Dropout(is_training, dropout_seed)

@@ -23,7 +23,7 @@ from ftbert.texts import Text, check_texts
 from ftbert.vocabulary import GOOGLE_WORD_CHARS, read_tokenizer_settings, read_vocab
 from ftbert.words import WordSplitter
 
-__all__ = ["TRUNCATIONS", "Encoded", "Tokenizer"]
+__all__ = ["TRUNCATIONS", "Encoded", "FullTokenizer", "Tokenizer"]
 
 # What happens to a text longer than max_length: refuse it, or keep its beginning, its end, or a quarter of the room
 # from its beginning and the rest from its end (Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?").
@@ -330,6 +330,30 @@ class Tokenizer:
             np.array([len(row) for row in rows], np.int32),
             np.array([row.count(self.unk_id) for row in rows], np.int32),
         )
+
+
+class FullTokenizer:
+    """google-research/bert's class of this name, for code that was written against it; `Tokenizer` makes whole rows.
+
+    `vocab` has each piece's id, `inv_vocab` the other way round. do_lower_case: False for a cased model.
+    """
+
+    def __init__(self, vocab_file: PathLike, do_lower_case: bool = True) -> None:
+        self._tokenizer = Tokenizer.from_vocab(vocab_file, do_lower_case)
+        self.vocab = {piece: index for index, piece in enumerate(self._tokenizer.vocab)}
+        self.inv_vocab = {index: piece for piece, index in self.vocab.items()}
+
+    def tokenize(self, text: str) -> List[str]:
+        """The word pieces of a text."""
+        return self._tokenizer.pieces(text)
+
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> List[int]:
+        """Their ids; a KeyError for one that is no piece."""
+        return [self.vocab[token] for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> List[str]:
+        """The inverse."""
+        return [self.inv_vocab[index] for index in ids]
 
 
 def _run(rust: Any, texts: List[str]) -> List[List[int]]:

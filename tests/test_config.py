@@ -76,10 +76,21 @@ def test_missing_keys_are_named():
         BertConfig.from_dict(GOOGLE, "torch")
 
 
+def test_of_takes_googles_own_object():
+    class Google:  # as modeling.py has it: attributes, and to_dict()
+        def to_dict(self):
+            return dict(GOOGLE, directionality="bidi")
+
+    assert BertConfig.of(Google()) == BertConfig.from_dict(GOOGLE) == BertConfig.of(BertConfig.from_dict(GOOGLE))
+    for wrong in (GOOGLE, "bert_config.json", None):
+        with pytest.raises(ConfigError, match="config: expected a BertConfig .* got"):
+            BertConfig.of(wrong)
+
+
 def test_a_file_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "bert_config.json"
     path.write_text("{")
     with pytest.raises(ConfigError, match="bert_config.json"):
         BertConfig.from_json_file(path, "google")
     path.write_text(json.dumps(GOOGLE))
-    assert BertConfig.from_json_file(path, "google").num_hidden_layers == 12
+    assert BertConfig.from_json_file(path).num_hidden_layers == 12

@@ -70,6 +70,20 @@ def restores(monkeypatch):
 
 
 @needs_estimator
+def test_the_estimator_of_run_classifier(estimator):
+    tpu = tf.estimator.tpu
+    params = {"config": CONFIG, "num_labels": 2}
+    run = tpu.RunConfig(model_dir=estimator.model_dir)
+    made = tpu.TPUEstimator(
+        modeling.model_fn, config=run, params=params, use_tpu=False, train_batch_size=8, predict_batch_size=3
+    )
+    with PersistentEstimator(made) as persistent, PersistentEstimator(estimator) as plain:
+        for seed in range(3):
+            (answer,), (expected,) = (one.predict([make_features(seed)]) for one in (persistent, plain))
+            assert np.array_equal(answer["probabilities"], expected["probabilities"])
+
+
+@needs_estimator
 def test_hundred_predicts_restore_once(estimator, restores):
     expected = list(
         estimator.predict(lambda: tf.data.Dataset.from_tensors(make_features(7)), yield_single_examples=False)

@@ -21,7 +21,7 @@ ARROWS = {
     "__main__": {"cli"},
     "errors": set(),
     "callable_module": set(),
-    "config": set(),
+    "config": {"paths"},
     "batching": set(),
     "prediction": set(),
     "rows": set(),

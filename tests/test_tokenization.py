@@ -11,7 +11,7 @@ import pytest
 from bert_words import basic_words, tokenize, truncate_pair
 
 from ftbert.errors import CheckpointError, ConfigError, InputError
-from ftbert.tokenization import _PLAIN, TRUNCATIONS, Tokenizer, check_texts
+from ftbert.tokenization import _PLAIN, TRUNCATIONS, FullTokenizer, Tokenizer, check_texts
 from ftbert.words import WordSplitter
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -356,6 +356,18 @@ def test_tokenizer_json_alone(tmp_path):
     tokenizer = Tokenizer.from_folder(str(tmp_path))
     assert tokenizer.vocab == LOWER and tokenizer.lower_case and tokenizer.max_word_chars == 200
     assert tokenizer.pieces("Awordb") == ["aword", "##b"]
+
+
+def test_googles_class(tmp_path):
+    tokenizer = tokenizer_of(True)
+    tokenizer.save(tmp_path)
+    google = FullTokenizer(tmp_path / "vocab.txt", do_lower_case=True)
+    text = "The caf\u00e9 \u5361\u4e22 [SEP] \U0001f600 xyz"
+    tokens = google.tokenize(text)
+    assert tokens == tokenize(text, google.vocab, True)
+    ids = google.convert_tokens_to_ids(["[CLS]", *tokens, "[SEP]"])
+    assert ids == tokenizer.encode([text]).batch.token_ids.tolist()
+    assert google.convert_ids_to_tokens(ids) == ["[CLS]", *tokens, "[SEP]"]
 
 
 def test_a_vocabulary_that_does_not_fit_the_model():
