@@ -352,6 +352,12 @@ def test_average_refuses_different_models(tmp_path, other, message):
     assert not os.path.exists(str(tmp_path / "c.ckpt.index"))
 
 
+def test_average_takes_any_iterable(tmp_path):
+    sources = [write(tmp_path / name, {"w": np.full(3, value, np.float32)}) for name, value in (("a", 1), ("b", 2))]
+    average((source for source in sources), str(tmp_path / "mean.ckpt"))
+    assert read_all(tmp_path / "mean.ckpt")["w"].tolist() == [1.5] * 3
+
+
 def test_average_wants_a_list(tmp_path):
     for sources in ("a.ckpt", ["a.ckpt"], []):
         with pytest.raises(CheckpointError, match="two or more"):

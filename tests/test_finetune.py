@@ -500,6 +500,12 @@ def test_a_foreign_folder_is_not_replaced(tmp_path):
     write(tmp_path / "mine" / "thesis.txt", "precious")
     with pytest.raises(ConfigError, match="no folder that ftbert wrote"):
         run(tmp_path / "mine")
+    write(tmp_path / "file", "precious")
+    with pytest.raises(ConfigError, match="there is a file"):
+        run(tmp_path / "file")
+    with pytest.raises(ConfigError, match="expected a place to write to"):
+        run(tmp_path / "file" / "model")
+    assert sorted(os.listdir(str(tmp_path))) == ["file", "mine"]
 
 
 @pytest.mark.skipif(bool(tf.test.is_built_with_cuda()), reason="this TensorFlow may have a GPU")

@@ -312,6 +312,23 @@ def test_what_cannot_be_saved(tmp_path, changes, message):
     assert os.listdir(str(tmp_path)) == []
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_link_goes_on_naming_its_folder(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(saving, "_exchange", lambda first, second: False)
+    models.our_folder(tmp_path / "v1")
+    os.symlink("v1", str(tmp_path / "current"))
+    models.our_folder(tmp_path / "current", labels=["other", "names", "now"])
+    assert os.path.islink(str(tmp_path / "current")) and sorted(os.listdir(str(tmp_path))) == ["current", "v1"]
+    assert load_model_folder(str(tmp_path / "v1")).labels == ["other", "names", "now"]
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="expected a place to write to"):
+        models.our_folder(tmp_path / "file" / "model")
+
+
 def test_only_our_folders_are_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("important")
     with pytest.raises(CheckpointError, match="is no folder that ftbert saved"):

@@ -1,5 +1,6 @@
 """Writer of safetensors files, one tensor at a time: the sizes come first, so the header is written before the data."""
 
+import contextlib
 import json
 import os
 import struct
@@ -7,6 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ftbert.checkpoint.disk import sync_and_close, writing
 from ftbert.errors import CheckpointError
 
 __all__ = ["SafetensorsWriter", "TensorSpec"]
@@ -82,8 +84,9 @@ class SafetensorsWriter:
         self._start = 8 + len(text)
         self._waiting = set(self._specs)
         self._temporary = "%s.writing-%d" % (self.path, os.getpid())
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in close() or abort()
-        self._file.write(struct.pack("<Q", len(text)) + text)
+        with writing(self.path):
+            self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed in close() or abort()
+            self._file.write(struct.pack("<Q", len(text)) + text)
 
     def add(self, name: str, array: np.ndarray, bfloat16: bool = False) -> None:
         """Writes one tensor's values. `bfloat16` says that the array is uint16 bits of that type."""
@@ -94,8 +97,9 @@ class SafetensorsWriter:
             raise CheckpointError(
                 "%s: expected %s, got %s %s." % (name, spec or "no such tensor", dtype, list(array.shape))
             )
-        self._file.seek(self._start + self._offsets[name])
-        np.ascontiguousarray(array).tofile(self._file)
+        with writing(self.path):
+            self._file.seek(self._start + self._offsets[name])
+            np.ascontiguousarray(array).tofile(self._file)
         self._waiting.discard(name)
 
     def close(self) -> None:
@@ -107,14 +111,14 @@ class SafetensorsWriter:
             raise CheckpointError(
                 "%s: %d tensors were announced and not added: %s" % (self.path, len(waiting), waiting[:8])
             )
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.path)
+        with writing(self.path):
+            sync_and_close(self._file)
+            os.replace(self._temporary, self.path)
 
     def abort(self) -> None:
         """Removes what was written."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is left to write once more
+            self._file.close()
         if os.path.exists(self._temporary):
             os.remove(self._temporary)
 
@@ -122,11 +126,8 @@ class SafetensorsWriter:
         return self
 
     def __exit__(self, kind: Optional[type], *exception: object) -> None:
-        if kind is None:
-            try:
+        try:
+            if kind is None:
                 self.close()
-            except BaseException:
-                self.abort()
-                raise
-        else:
+        finally:
             self.abort()

@@ -78,7 +78,8 @@ def save_model_folder(
     """Writes our model folder: bert_config.json, vocab.txt, labels.txt, model.ckpt.*, ftbert.json.
 
     Args:
-        path: the folder; one that ftbert saved before is replaced in one step, any other non-empty one is refused.
+        path: the folder, or a link to it; one that ftbert saved before is replaced in one step, any other non-empty one
+            is refused.
         config: the encoder's sizes.
         weights: all of them, in any order and any of fp32, fp16, bf16; taken one at a time and kept in their type.
         tokenizer: has `save(folder)` and `settings()`, as `ftbert.tokenization.Tokenizer`.
@@ -94,7 +95,8 @@ def save_model_folder(
     Raises:
         CheckpointError: the path is taken, a weight is missing, unknown or misshapen, or a label cannot be a line.
     """
-    path = os.path.abspath(os.fspath(path))
+    # Through links: a link to a folder goes on naming it.
+    path = os.path.realpath(os.fspath(path))
     _check_target(path)
     if problem_type not in ("single_label", "multi_label"):
         raise ConfigError("problem_type: expected 'single_label' or 'multi_label', got %r." % (problem_type,))
@@ -113,7 +115,10 @@ def save_model_folder(
         if key in settings:
             raise ConfigError("extra: %r is a key of ftbert.json's own." % key)
         settings[key] = value
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except OSError as error:
+        raise CheckpointError("%s: expected a place to write to: %s" % (path, error)) from error
     temporary = os.path.join(os.path.dirname(path), ".%s.writing-%d" % (os.path.basename(path), os.getpid()))
     shutil.rmtree(temporary, ignore_errors=True)
     os.mkdir(temporary)

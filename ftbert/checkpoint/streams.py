@@ -204,7 +204,7 @@ def destination(src: PathLike, dst: PathLike) -> Iterator[str]:
             "%s is a folder, and %s is one checkpoint. Name the new checkpoint in it: %s"
             % (dst, src, os.path.join(dst, os.path.basename(found)))
         )
-    if os.path.abspath(dst) == os.path.abspath(found):
+    if os.path.realpath(dst) == os.path.realpath(found):
         raise CheckpointError("%s: expected another name than the source's: it is read while it is written." % dst)
     made = _make_parents(dst)
     try:

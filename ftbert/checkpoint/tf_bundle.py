@@ -5,6 +5,7 @@ BundleEntryProto (type, shape, shard, offset, size, masked CRC-32C). <prefix>.da
 The protos are few and fixed, so their wire format is read and written here.
 """
 
+import contextlib
 import os
 import struct
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -12,6 +13,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, 
 import numpy as np
 
 from ftbert.checkpoint.crc32c import crc32c, mask, unmask
+from ftbert.checkpoint.disk import sync_and_close, writing
 from ftbert.checkpoint.readers import CheckpointReader, view_file
 from ftbert.checkpoint.sorted_table import append_varint, read_table, read_varint, write_table
 from ftbert.errors import CheckpointError
@@ -199,7 +201,8 @@ class CheckpointWriter:
         self._entries: Dict[str, bytes] = {}
         self._offset = 0
         self._temporary = "%s.writing-%d" % (self.prefix, os.getpid())
-        self._data = open(self._temporary + ".data", "wb")  # noqa: SIM115 - closed in close() or abort()
+        with writing(self.prefix):
+            self._data = open(self._temporary + ".data", "wb")  # noqa: SIM115 - closed in close() or abort()
 
     def add(self, name: str, array: np.ndarray, bfloat16: bool = False) -> None:
         """Appends one tensor. `bfloat16` says that the array is uint16 bits of that type."""
@@ -214,7 +217,8 @@ class CheckpointWriter:
         if not name or name.startswith("\0") or name in self._entries:
             raise CheckpointError("%r: expected a new, non-empty tensor name." % name)
         content = array.reshape(-1).view(np.uint8)
-        content.tofile(self._data)
+        with writing(self.prefix):
+            content.tofile(self._data)
         self._entries[name] = _entry_proto(dtype, shape, self._offset, content.nbytes, mask(crc32c(content)))
         self._offset += content.nbytes
 
@@ -222,18 +226,20 @@ class CheckpointWriter:
         """Completes the checkpoint and names it, the data first, so that an index never stands without its data."""
         if self._data.closed:
             return
-        _sync_and_close(self._data)
         header = b"\x08\x01\x1a\x02\x08\x01"  # num_shards: 1, version { producer: 1 }
         rows = [(b"", header)] + sorted((name.encode("utf-8"), entry) for name, entry in self._entries.items())
-        with open(self._temporary + ".index", "wb") as index:
-            index.write(write_table(rows))
-            _sync_and_close(index)
-        os.replace(self._temporary + ".data", self.prefix + ".data-00000-of-00001")
-        os.replace(self._temporary + ".index", self.prefix + ".index")
+        with writing(self.prefix):
+            sync_and_close(self._data)
+            with open(self._temporary + ".index", "wb") as index:
+                index.write(write_table(rows))
+                sync_and_close(index)
+            os.replace(self._temporary + ".data", self.prefix + ".data-00000-of-00001")
+            os.replace(self._temporary + ".index", self.prefix + ".index")
 
     def abort(self) -> None:
         """Removes what was written."""
-        self._data.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is left to write once more
+            self._data.close()
         for suffix in (".data", ".index"):
             if os.path.exists(self._temporary + suffix):
                 os.remove(self._temporary + suffix)
@@ -242,16 +248,11 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: Optional[type], *exception: object) -> None:
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self.abort()
-
-
-def _sync_and_close(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
 
 
 def _entry_proto(dtype: str, shape: Sequence[int], offset: int, size: int, checksum: int) -> bytes:

@@ -204,6 +204,7 @@ def average(sources: Sequence[PathLike], dst: PathLike) -> AverageReport:
     Raises:
         CheckpointError: a source cannot be read, or names, shapes or types differ.
     """
+    sources = sources if isinstance(sources, (str, bytes)) else list(sources)
     if isinstance(sources, (str, bytes)) or len(sources) < 2:
         raise CheckpointError("average: expected a list of two or more checkpoints, got %r." % (sources,))
     readers = [open_checkpoint(source) for source in sources]

@@ -167,6 +167,8 @@ def check_output(output: Any) -> str:
     if output is None:
         raise ConfigError("output: expected a path for the model folder, got None.")
     output = os.path.abspath(os.fspath(output))
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise ConfigError("%s: expected a place for a model folder, there is a file. Choose another." % output)
     if os.path.isdir(output) and os.listdir(output) and not os.path.exists(os.path.join(output, "ftbert.json")):
         raise ConfigError(
             "%s exists and is no folder that ftbert wrote: it would be replaced. Choose another." % output

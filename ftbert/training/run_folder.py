@@ -56,7 +56,10 @@ class RunFolder:
             if os.listdir(path) and not os.path.exists(self._progress_path):
                 raise ConfigError("%s exists and is no training run of ftbert. Choose another output." % path)
             shutil.rmtree(path)
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("%s: expected a place to write to: %s" % (path, error)) from error
         self.progress = self._read(fingerprint)
 
     def _read(self, fingerprint: str) -> Dict[str, Any]:
