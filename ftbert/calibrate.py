@@ -93,15 +93,15 @@ class CalibrationReport(NamedTuple):
 
     def table(self) -> Any:
         """The results as a rich.table.Table."""
+        from rich import box
         from rich.table import Table
 
         title = "%s, %d texts, %s" % (self.model, self.texts, self.device)
-        table = Table(title=title, caption=self._caption())
-        for name in ("precision", "engine"):
-            table.add_column(name)
-        for name in ("agreement", "largest difference", "accuracy", "texts/s", "speed", "weights"):
-            table.add_column(name, justify="right")
-        table.add_column("")
+        table = Table(title=title, caption=self._caption(), box=box.SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("precision", no_wrap=True)
+        for name in ("agreement", "largest\ndiffer.", "accuracy", "texts/s", "speed", "weights"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", min_width=10)
         for result in self.results:
             table.add_row(*_cells(result), style="bold" if result.precision == self.chosen else None)
         return table
@@ -121,10 +121,9 @@ class CalibrationReport(NamedTuple):
 
 def _cells(result: PrecisionResult) -> List[str]:
     if not result.engine:
-        return [result.precision, "-", "-", "-", "-", "-", "-", "-", result.note]
+        return [result.precision, "-", "-", "-", "-", "-", "-", result.note]
     return [
         result.precision,
-        result.engine,
         "%.2f%%" % (100 * result.agreement),
         "%.4f" % result.largest_difference,
         "-" if result.accuracy is None else "%.2f%%" % (100 * result.accuracy),
@@ -180,7 +179,8 @@ def calibrate(
     if record and folder.kind != "ftbert":
         raise ConfigError(
             "%s: expected a folder saved by ftbert (ftbert.json) to record the choice in, got one of kind %r. Save it "
-            "first: FastBertClassifier.load(path).save(other); or pass record=False." % (folder.path, folder.kind)
+            "first: FastBertClassifier.load(path).save(other), or ftbert checkpoint convert; or pass record=False "
+            "(--no-record)." % (folder.path, folder.kind)
         )
     truth = None if labels is None else _truth(labels, folder.labels, folder.problem_type == "multi_label")
     options = {"device": device, "threads": threads}
@@ -216,7 +216,7 @@ def _check_arguments(
     if record and len(texts) < _LEAST_TEXTS:
         raise InputError(
             "texts: expected at least %d to record a choice, got %d: so few show little. Give more, or pass "
-            "record=False to only look." % (_LEAST_TEXTS, len(texts))
+            "record=False (--no-record) to only look." % (_LEAST_TEXTS, len(texts))
         )
     if labels is not None and len(labels) != len(texts):
         raise InputError("labels: expected %d, one for each text, got %d." % (len(texts), len(labels)))

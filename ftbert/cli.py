@@ -1,11 +1,12 @@
 """The `ftbert` command: thin calls into the public functions. Commands import what they need, when they run."""
 
 import importlib
-import sys
+import os
 from typing import List, Optional
 
 import typer
 
+from ftbert import __version__
 from ftbert.errors import FtbertError
 
 __all__ = ["app", "main"]
@@ -22,6 +23,21 @@ app = typer.Typer(
 _GROUPS = ("predicting", "models", "training", "online")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo("ftbert %s" % __version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Say which version this is, and exit.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options of no command; the help is the app's."""
+
+
 def _register() -> None:
     for name in _GROUPS:
         importlib.import_module("ftbert.commands." + name).register(app)
@@ -29,6 +45,8 @@ def _register() -> None:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs one command and returns its exit status: 0 done, 1 refused or failed, 2 misused, 130 interrupted."""
+    # What TensorFlow says of itself at import is not what was asked for; its warnings and errors stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     _register()
     command = typer.main.get_command(app)
     try:
@@ -39,10 +57,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe (head, say) has gone; what it wanted is written.
-        sys.stderr.close()
-        return 0
+    except SystemExit as end:
+        # click ends so when the reader of a pipe (head, say) has gone; what it wanted is written.
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
+    except OSError as error:
+        _complain(str(error))
+        return 1
     except Exception as error:
         # Usage errors and aborts of click, which standalone mode would have handled.
         show = getattr(error, "show", None)

@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any, List, Optional, Tuple
 
+from ftbert.console import make_console
 from ftbert.errors import UnavailableError
 from ftbert.measure import Latency, time_calls
 from ftbert.predictor import FastBertClassifier
@@ -53,10 +54,9 @@ def run(texts: Optional[List[str]] = None, seconds: float = 1.0) -> None:
         texts: what to classify; None: `SENTENCES`.
         seconds: how long each timing goes on.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = make_console()
     texts = texts or SENTENCES
     path = demo_model_path()
     # TensorFlow 1.14, once imported, has no __spec__, which find_spec takes for an error.

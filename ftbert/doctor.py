@@ -239,9 +239,10 @@ def run() -> Tuple[List[Finding], int]:
 
 def main() -> int:
     """Prints the report and returns the exit status."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ftbert.console import make_console
 
     findings, status = run()
     table = Table(show_header=False, box=None, padding=(0, 1))
@@ -253,7 +254,7 @@ def main() -> int:
         table.add_row(Text(finding.name), Text(finding.state, colours[finding.state]), Text(finding.value))
         if finding.remedy:
             table.add_row("", "", Text("-> " + finding.remedy))
-    Console(highlight=False).print(table)
+    make_console().print(table)
     return status
 
 

@@ -1,5 +1,6 @@
 """How fast a loaded model answers here: latency of one text, throughput of many. Numbers of one machine and moment."""
 
+import functools
 import statistics
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Sequence
@@ -63,12 +64,14 @@ def lognormal_batch(rows: int, vocab_size: int, longest: int = 128, seed: int = 
 def measure_model(
     classifier: "FastBertClassifier", seconds: float = 1.0, rows: int = 256, batch_tokens: int = 4096
 ) -> List[Dict[str, Any]]:
-    """Measures the engine call with token ids at the shapes a service meets.
+    """Measures the engine call with token ids at the shapes a service meets; of an encoder without a classifier, first
+    states.
 
     Returns:
         One record for each shape: work, rows, tokens, milliseconds (median), least, p95, texts_per_second.
     """
     config = classifier.config
+    answer = classifier.predict_ids if classifier.labels else functools.partial(classifier.encode_ids, pooling="first")
     longest = min(128, config.max_position_embeddings)
     work = [
         ("1 x %d" % min(32, longest), fixed_batch(1, min(32, longest), config.vocab_size)),
@@ -83,7 +86,7 @@ def measure_model(
 
         def run(parts: List[PackedBatch] = parts) -> None:
             for part in parts:
-                classifier.predict_ids(part)
+                answer(part)
 
         latency = time_calls(run, seconds)
         records.append(

@@ -3,12 +3,14 @@
 import codecs
 import contextlib
 import csv
+import gzip
 import io
 import itertools
 import json
 import os
 import sys
 import tempfile
+import zlib
 from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ftbert.errors import InputError
@@ -18,6 +20,9 @@ __all__ = ["FORMATS", "Row", "RowWriter", "check_rows", "detect_format", "read_r
 FORMATS = ("tsv", "csv", "jsonl", "lines")
 
 _SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "lines"}
+
+# What nobody means as plain lines.
+_OTHERS = (".json", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".zip", ".bz2", ".xz", ".zst", ".pkl")
 
 # How many bad rows one message names.
 _MOST_NAMED = 20
@@ -40,12 +45,23 @@ class Row(NamedTuple):
 
 
 def detect_format(path: str, format: Optional[str] = None) -> str:
-    """The format named, or the one that the file's ending means; standard input and unknown endings are plain lines."""
+    """The format named, or the one that the ending before .gz means; standard input and unknown endings: plain lines.
+
+    Raises:
+        InputError: there is no such format, or the ending is known to mean another.
+    """
     if format is not None:
         if format not in FORMATS:
             raise InputError("format: expected one of %s, got %r." % (list(FORMATS), format))
         return format
-    return _SUFFIXES.get(os.path.splitext(str(path))[1].lower(), "lines")
+    name = str(path).lower()
+    ending = os.path.splitext(name[:-3] if name.endswith(".gz") else name)[1]
+    if ending in _OTHERS:
+        raise InputError(
+            "%s: expected .tsv, .csv, .jsonl or .txt, got %s. Convert it; or name the format, if it is one of %s."
+            % (path, ending, ", ".join(FORMATS))
+        )
+    return _SUFFIXES.get(ending, "lines")
 
 
 class _Bad(Exception):
@@ -142,11 +158,14 @@ def _open_text(path: str) -> Iterator[IO[str]]:
         yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
         return
     try:
-        file = open(path, "r", encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise InputError("%s: %s" % (path, error.strerror or error)) from error
-    with file:
-        yield file
+        with io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError("%s: %s" % (path, getattr(error, "strerror", None) or error)) from error
+
+
+def _open_bytes(path: str) -> Any:
+    return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def _parsed(
@@ -192,7 +211,7 @@ def _remedy(encoding: str) -> str:
 def _first_bad_line(path: str) -> int:
     """The line that is not UTF-8: text is decoded in chunks, so that the error itself does not know."""
     number = 1
-    with open(path, "rb") as file:
+    with _open_bytes(path) as file:
         for line in file:
             try:
                 line.decode("utf-8")
@@ -221,7 +240,7 @@ def read_rows(
     """Reads a file row by row.
 
     Args:
-        path: a file, or "-" for standard input. UTF-8, with or without a byte order mark.
+        path: a file, or "-" for standard input. UTF-8, with or without a byte order mark; .gz is unpacked.
         format: one of `FORMATS`; None: by the file's ending.
         text_column: the text's column, or key in JSON lines; plain lines have none.
         pair_column: the second text's, for sentence pairs.
@@ -291,6 +310,8 @@ class RowWriter:
             self._file = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")  # type: IO[str]
         else:
             folder, name = os.path.split(os.path.abspath(self._path))
+            if os.path.isdir(self._path):
+                raise InputError("%s cannot be written: it is a folder. Name a file in it." % self._path)
             try:
                 handle, self._temporary = tempfile.mkstemp(prefix=".%s." % name, dir=folder)
             except OSError as error:

@@ -1,10 +1,13 @@
 """The command line on the model that ships with the package."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import models
 import pytest
 
 from ftbert import cli
@@ -117,6 +120,70 @@ def test_info_and_inspect_say_what_is_there(model, capsys):
     assert "labels" in capsys.readouterr().out
     assert run("checkpoint", "inspect", model) == 0
     assert "bert/embeddings/word_embeddings" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    import ftbert
+
+    assert run("--version") == 0
+    assert capsys.readouterr().out == "ftbert %s\n" % ftbert.__version__
+
+
+def test_names_are_printed_as_they_are(model, tmp_path, capsys):
+    folder = tmp_path / "[red] :smile:" / ("long" * 20)
+    shutil.copytree(model, str(folder))
+    assert run("info", folder) == 0
+    assert "[red] :smile:" in capsys.readouterr().out
+    assert run("demo", "[bold]:cat:", "--seconds", "0.01") == 0
+    assert "[bold]:cat:" in capsys.readouterr().out
+
+
+def test_gzip_is_read_and_other_files_are_not_taken_for_lines(model, tmp_path, capsys):
+    with gzip.open(str(tmp_path / "in.tsv.gz"), "wb") as file:
+        file.write("text\n我的卡丢了\n".encode())
+    assert run("predict", model, tmp_path / "in.tsv.gz", "--no-scores", "-o", tmp_path / "out.tsv") == 0
+    assert (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines()[1].startswith("我的卡丢了\tcard_lost\t")
+    write(tmp_path / "in.json", '[{"text": "a"}]')
+    write(tmp_path / "in.txt", "a\n")
+    (tmp_path / "cut.txt.gz").write_bytes((tmp_path / "in.tsv.gz").read_bytes()[:30])
+    before = sorted(os.listdir(str(tmp_path)))
+    for name, output, message in [
+        ("in.json", "-", "expected .tsv, .csv, .jsonl or .txt, got .json"),
+        ("in.txt", tmp_path / "out.parquet", "got .parquet"),
+        ("in.txt", tmp_path / "out.tsv.gz", "expected an uncompressed file"),
+        ("in.txt", tmp_path, "it is a folder"),
+        ("cut.txt.gz", "-", "ended before"),
+    ]:
+        assert run("predict", model, tmp_path / name, "-o", output) == 1
+        assert message in capsys.readouterr().err
+    assert sorted(os.listdir(str(tmp_path))) == before
+
+
+def test_a_reader_that_leaves_is_no_error(model, tmp_path):
+    source = write(tmp_path / "in.txt", "refund please\n" * 20000)
+    script = '"%s" -m ftbert predict "%s" "%s" --no-scores --device cpu | head -1 >/dev/null; exit ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", script % (sys.executable, model, source)],
+        cwd=os.path.dirname(__file__) + "/..", stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_is_told_in_a_line(model, tmp_path):
+    source = write(tmp_path / "in.txt", "refund please\n" * 2000)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ftbert", "predict", model, str(source), "--device", "cpu"],
+            cwd=os.path.dirname(__file__) + "/..", stdout=full, stderr=subprocess.PIPE, universal_newlines=True,
+        )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_bench_of_an_encoder(tmp_path, capsys):
+    models.google_folder(tmp_path, num_labels=0)
+    assert run("bench", tmp_path, "--seconds", "0.01", "--device", "cpu") == 0
+    assert "texts/s" in capsys.readouterr().out
 
 
 def test_demo_runs(capsys):

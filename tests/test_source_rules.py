@@ -56,12 +56,13 @@ ARROWS = {
     "distributed": {"predictor", "prediction", "serving"},
     "measure": {"batching", "predictor"},
     "calibrate": {"batching", "callable_module", "checkpoint", "measure", "paths", "predictor"},
-    "doctor": {"runtimes"},
-    "demo": {"measure", "predictor"},
+    "console": set(),
+    "doctor": {"console", "runtimes"},
+    "demo": {"console", "measure", "predictor"},
     "download": {"callable_module", "checkpoint"},
-    "cli": {"commands"},
+    "cli": {"__version__", "commands"},
     "commands": {
-        *("calibrate", "checkpoint", "demo", "distributed", "doctor", "download", "export", "finetune"),
+        *("calibrate", "checkpoint", "console", "demo", "distributed", "doctor", "download", "export", "finetune"),
         *("measure", "predictor", "pretrain", "rows", "serving", "training"),
     },
 }

@@ -5,6 +5,7 @@ from typing import List, Optional
 import typer
 
 from ftbert.commands.predicting import DEVICE, MODEL, PRECISION, THREADS
+from ftbert.console import make_console
 
 __all__ = ["register"]
 
@@ -33,7 +34,6 @@ def register(app: typer.Typer) -> None:
 
 def info(model: str = MODEL) -> None:
     """What a model folder holds: sizes, labels, tokenizer, weights. Loads nothing."""
-    from rich.console import Console
     from rich.table import Table
 
     from ftbert.checkpoint import load_model_folder
@@ -44,7 +44,7 @@ def info(model: str = MODEL) -> None:
     table.add_column(overflow="fold")
     for key, value in folder.summary():
         table.add_row(key, str(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 def doctor() -> None:
@@ -62,15 +62,13 @@ def tune(
     tokens: Optional[List[int]] = typer.Option(None, help="Token counts of the batches to expect; may be given again."),
 ) -> None:
     """Search the fastest kernels for this model on this card and remember them in your cache folder."""
-    from rich.console import Console
-
     from ftbert.predictor import FastBertClassifier
 
     with FastBertClassifier.load(
         model, device=device, precision=precision, threads=threads, runtime="direct"
     ) as classifier:
         classifier.tune(list(tokens) if tokens else None)
-        Console().print("Tuned %s." % classifier.engine)
+        make_console().print("Tuned %s." % classifier.engine)
 
 
 def calibrate(
@@ -89,8 +87,6 @@ def calibrate(
     record: bool = typer.Option(True, help="Record in the model folder what precision=auto may use."),
 ) -> None:
     """Measure each precision's agreement, accuracy and speed on your own texts, and record what passed."""
-    from rich.console import Console
-
     from ftbert.calibrate import calibrate as calibrate_model
     from ftbert.errors import InputError
     from ftbert.rows import check_rows, read_rows
@@ -112,7 +108,7 @@ def calibrate(
         threads=threads,
         record=record,
     )
-    Console().print(report.table())
+    make_console().print(report.table())
 
 
 def download(

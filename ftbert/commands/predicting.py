@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Optional
 
 import typer
 
+from ftbert.console import make_console
 from ftbert.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,7 +151,10 @@ def _rounded(score: float) -> float:
 def _format_of_output(output: str, input_format: str) -> str:
     from ftbert.rows import detect_format
 
-    format = input_format if output == "-" else detect_format(output)
+    if output.lower().endswith(".gz"):
+        raise InputError("--output: expected an uncompressed file, got %s. Write to - and pipe it to gzip." % output)
+    ending = os.path.splitext(output)[1]
+    format = detect_format(output) if output != "-" and ending else input_format
     return "tsv" if format == "lines" else format
 
 
@@ -182,7 +186,6 @@ def bench(
     json_output: Optional[str] = typer.Option(None, "--json", help="Write the figures to this file too."),
 ) -> None:
     """Time a model at the shapes a service meets, from token ids to logits."""
-    from rich.console import Console
     from rich.table import Table
 
     from ftbert.measure import measure_model
@@ -204,7 +207,7 @@ def bench(
             "%.2f" % record["p95"],
             "{:,.0f}".format(record["texts_per_second"]),
         )
-    Console().print(table)
+    make_console().print(table)
     if json_output:
         write_json(json_output, {"model": model, "engine": name, "results": records})
 
