@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32_t PieceOffset(int row, int piece) {
 
 template <typename T, int D, int kQueryWarps, int kKeyWarps>
 __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
-    AttendTiles(const T* __restrict__ qkv, int64_t ld, int part, int head_size, const int2* __restrict__ ranges,
+    AttendTiles(const T* qkv, int64_t ld, int part, int head_size, const int2* ranges,
                 int tokens, float scale, T* __restrict__ context, int64_t ld_context) {
   constexpr int kQueries = kQueryWarps * 16, kThreads = kQueryWarps * kKeyWarps * 32;
   constexpr int kMine = kKeyWarps == 1 ? 64 : 32, kKeys = kMine * kKeyWarps;  // keys of a block: a warp's, all
@@ -230,8 +230,8 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
 // [ranges[i].x, ranges[i].y).
 template <typename T>
 __global__ void __launch_bounds__(128)
-    AttendWarps(const T* __restrict__ queries, int64_t ld_queries, bool at_range, const T* __restrict__ keys,
-                int64_t ld, int part, int head_size, const int2* __restrict__ ranges, int count, float scale,
+    AttendWarps(const T* queries, int64_t ld_queries, bool at_range, const T* keys,
+                int64_t ld, int part, int head_size, const int2* ranges, int count, float scale,
                 T* __restrict__ context, int64_t ld_context) {
   constexpr int kMost = 128;
   __shared__ __align__(16) float q[4][kMost];

@@ -17,8 +17,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 // lie `part` behind keys.
 template <typename T, int kLanes, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32)
-    AttendFirst(const T* __restrict__ queries, int64_t ld_queries, bool at_range, const T* __restrict__ keys,
-                int64_t ld, int part, int head_size, const int2* __restrict__ ranges, float scale,
+    AttendFirst(const T* queries, int64_t ld_queries, bool at_range, const T* keys,
+                int64_t ld, int part, int head_size, const int2* ranges, float scale,
                 T* __restrict__ context, int64_t ld_context) {
   constexpr int kThreads = kWarps * 32, kSlots = kThreads / kLanes, kEach = 4, kWidth = kLanes * 8;
   static_assert(kThreads >= kWidth, "a thread writes a column");

@@ -42,7 +42,7 @@ struct Layout {
 
 template <typename T, int kGroups, int kStages, int kCtas>
 __global__ void __launch_bounds__(kGroups * 128, kCtas)
-    AttendWgmma(const __grid_constant__ CUtensorMap map, int part, const int2* __restrict__ ranges, int tokens,
+    AttendWgmma(const __grid_constant__ CUtensorMap map, int part, const int2* ranges, int tokens,
                 float scale, T* __restrict__ context, int64_t ld_context) {
 #if FTBERT_HOPPER
   using L = Layout<kGroups, kStages>;

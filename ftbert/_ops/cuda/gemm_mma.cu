@@ -15,7 +15,7 @@ constexpr int kStages = 3;
 // Each warp owns kWarpRows x 32.
 template <typename T, int kRows, int kColumns, int kWarpRows>
 __global__ void __launch_bounds__((kRows / kWarpRows) * (kColumns / 32) * 32)
-    GemmMma(const T* __restrict__ x, int64_t ldx, const T* __restrict__ w, const EpilogueArgs e) {
+    GemmMma(const T* x, int64_t ldx, const T* __restrict__ w, const EpilogueArgs e) {
   constexpr int kThreads = (kRows / kWarpRows) * (kColumns / 32) * 32;
   constexpr int kFragments = kWarpRows / 16;
   constexpr int kStageBytes = (kRows + kColumns) * 128;

@@ -11,7 +11,7 @@ namespace {
 constexpr int kTile = 64;
 constexpr int kSlice = 16;
 
-__global__ void __launch_bounds__(256) GemmSimt(const float* __restrict__ x, int64_t ldx, const float* __restrict__ w,
+__global__ void __launch_bounds__(256) GemmSimt(const float* x, int64_t ldx, const float* __restrict__ w,
                                                 const EpilogueArgs e) {
   __shared__ __align__(16) float xs[kSlice][kTile + 4], ws[kSlice][kTile + 4];
   LetNextKernelStart();

@@ -197,7 +197,8 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
         if (previous >= 0) leave(previous);
         previous = stage;
       }
-      if (kAlternate) NamedBarrierArrive(1 + (mine ^ 1), 256);
+      // The other's turn, if it has one: no arrival may be left over when the CTA ends.
+      if (kAlternate && tile + stride < tiles) NamedBarrierArrive(1 + (mine ^ 1), 256);
       WgmmaWait<0>();
       leave(previous);
 

@@ -15,6 +15,8 @@ namespace cuda {
 
 // ---- Programmatic dependent launch: a kernel may start while the one before it still runs; Wait returns once that one
 // has ended and its writes are visible. Every kernel waits, so that waiting for the previous one covers all before it.
+// What the kernel before wrote is read after the wait, and never through a pointer that is both const and
+// __restrict__: that promises memory that nobody writes while the kernel lives, and it starts before the wait.
 __device__ __forceinline__ void WaitForPreviousKernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -79,9 +79,10 @@ cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Att
 // first[b] = states[ranges[b].x], quantized where wanted
 cudaError_t RunGather(const Machine& machine, Element element, const int2* ranges, int rows, int64_t pitch,
                       const void* states, void* first, const Quantized& quantized, cudaStream_t stream);
-// out (rows, labels) fp32 = x w^T + bias
+// out (rows, labels) fp32 = x w^T + bias; with ranges, rows that are empty there are left as they are
 cudaError_t RunClassify(const Machine& machine, Element element, const void* x, int64_t pitch, int rows, const void* w,
-                        const float* bias, int labels, float* out, cudaStream_t stream);
+                        const float* bias, int labels, float* out, cudaStream_t stream,
+                        const int2* ranges = nullptr);
 cudaError_t RunToFloat(const Machine& machine, Element element, const void* from, int64_t pitch, int rows, int width,
                        float* to, cudaStream_t stream);
 

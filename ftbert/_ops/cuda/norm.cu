@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 template <typename T, int kPieces, bool kFew>
 __global__ void __launch_bounds__(kWarps * 32)
-    AddNormWarpPerRow(const Norm n, int rows, T* states, const T* __restrict__ delta, const Quantized quantized) {
+    AddNormWarpPerRow(const Norm n, int rows, T* states, const T* delta, const Quantized quantized) {
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   LetNextKernelStart();

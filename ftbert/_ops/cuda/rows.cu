@@ -7,8 +7,8 @@ namespace cuda {
 namespace {
 
 template <typename T>
-__global__ void __launch_bounds__(128) GatherFirstTokens(const int2* __restrict__ ranges, int64_t pitch,
-                                                         const T* __restrict__ states, T* __restrict__ first,
+__global__ void __launch_bounds__(128) GatherFirstTokens(const int2* ranges, int64_t pitch,
+                                                         const T* states, T* __restrict__ first,
                                                          const Quantized quantized) {
   LetNextKernelStart();
   WaitForPreviousKernel();
@@ -44,12 +44,13 @@ constexpr int kAhead = 3;   // steps of 256 columns
 // A warp takes one row and kLabels labels. Padding columns of x and w are zeros, so whole pitches are read.
 template <typename T>
 __global__ void __launch_bounds__(128)
-    ClassifyWarps(const T* __restrict__ x, int64_t pitch, int rows, const T* __restrict__ w,
+    ClassifyWarps(const T* x, int64_t pitch, int rows, const int2* ranges, const T* w,
                   const float* __restrict__ bias, int labels, float* __restrict__ out) {
   const int lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32, label0 = blockIdx.y * kLabels;
   LetNextKernelStart();
   float sums[kLabels] = {};
-  // The first kAhead steps' weights are read while the kernel before still runs.
+  // The first kAhead steps' weights are read while the kernel before still runs. Not through __restrict__: such loads
+  // may be moved past the wait, and were.
   uint4 ahead[kAhead][kLabels];
   constexpr bool kReadsAhead = sizeof(T) == 2;
   if (kReadsAhead) {
@@ -65,6 +66,7 @@ __global__ void __launch_bounds__(128)
   }
   WaitForPreviousKernel();
   if (row >= rows) return;
+  if (ranges != nullptr && ranges[row].y <= ranges[row].x) return;  // only fills the bucket
   if (kReadsAhead) {
 #pragma unroll
     for (int s = 0; s < kAhead; ++s) {
@@ -101,7 +103,7 @@ __global__ void __launch_bounds__(128)
 }
 
 template <typename T>
-__global__ void WidenRows(const T* __restrict__ from, int64_t pitch, int width, float* __restrict__ to) {
+__global__ void WidenRows(const T* from, int64_t pitch, int width, float* __restrict__ to) {
   LetNextKernelStart();
   WaitForPreviousKernel();
   const int64_t row = blockIdx.x;
@@ -132,11 +134,12 @@ cudaError_t RunGather(const Machine& machine, Element element, const int2* range
 }
 
 cudaError_t RunClassify(const Machine& machine, Element element, const void* x, int64_t pitch, int rows, const void* w,
-                        const float* bias, int labels, float* out, cudaStream_t stream) {
+                        const float* bias, int labels, float* out, cudaStream_t stream, const int2* ranges) {
   const LaunchShape shape = Shape(machine, dim3(CeilDiv(rows, 4), CeilDiv(labels, kLabels)), stream);
   const auto launch = [&](auto kernel, auto type) {
     using T = decltype(type);
-    return Launch(shape, kernel, static_cast<const T*>(x), pitch, rows, static_cast<const T*>(w), bias, labels, out);
+    return Launch(shape, kernel, static_cast<const T*>(x), pitch, rows, ranges, static_cast<const T*>(w), bias, labels,
+                  out);
   };
   if (element == Element::kFloat) return launch(ClassifyWarps<float>, float());
   return element == Element::kHalf ? launch(ClassifyWarps<Half>, Half()) : launch(ClassifyWarps<BFloat>, BFloat());
