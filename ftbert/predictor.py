@@ -264,8 +264,6 @@ class FastBertClassifier:
     def _chunk_texts(self) -> int:
         return _CHUNK_TEXTS.get(self._kind, _CHUNK_TEXTS["cpu"])
 
-    # State
-
     def _check_output(self, want: str) -> None:
         if want == "logits" and not self.labels:
             raise UnavailableError(
@@ -309,6 +307,12 @@ class FastBertClassifier:
             for runtime in self._runtimes:
                 runtime.tune(counts)
         return time.perf_counter() - begin
+
+    def warm(self, most_tokens: int, at_once: int = 1) -> None:
+        """On a card: does now what the first runs of each size up to `most_tokens` would, for `at_once` at a time."""
+        with self._gate:
+            for runtime in self._runtimes:
+                runtime.warm(most_tokens, at_once)
 
     def save(self, path: PathLike) -> None:
         """Writes our model folder, in the precision of the source; a model loaded from it predicts bitwise the same.

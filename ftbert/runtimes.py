@@ -1,6 +1,7 @@
 """What runs a packed batch: the native engine in a TensorFlow session, the native engine alone, or plain TensorFlow.
 
-All three have the same four members: `run(batch, want)`, `tune(token_counts)`, `describe()` and `close()`.
+All three have the same members: `run(batch, want)`, `tune(token_counts)`, `warm(most_tokens, at_once)`, `describe()`
+and `close()`.
 """
 
 import re
@@ -43,6 +44,10 @@ class DirectRuntime:
     def tune(self, token_counts: Sequence[int]) -> None:
         """Searches the fastest kernels for batches of these token counts."""
         self.engine.tune(token_counts)
+
+    def warm(self, most_tokens: int, at_once: int) -> None:
+        """`Engine.warm`: what the first batches of each size would do on a card."""
+        self.engine.warm(most_tokens, at_once)
 
     def describe(self) -> Dict[str, Any]:
         """The engine's description, with the runtime's name."""
@@ -100,6 +105,10 @@ class SessionRuntime:
     def tune(self, token_counts: Sequence[int]) -> None:
         """Searches the fastest kernels for batches of these token counts."""
         self.engine.tune(token_counts)
+
+    def warm(self, most_tokens: int, at_once: int) -> None:
+        """`Engine.warm`: what the first batches of each size would do on a card."""
+        self.engine.warm(most_tokens, at_once)
 
     def describe(self) -> Dict[str, Any]:
         """The engine's description, with the runtime's name."""
@@ -167,6 +176,9 @@ class TensorFlowRuntime:
 
     def tune(self, token_counts: Sequence[int]) -> None:
         """Nothing to choose here."""
+
+    def warm(self, most_tokens: int, at_once: int) -> None:
+        """Nothing to prepare here."""
 
     def describe(self) -> Dict[str, Any]:
         """name, device, precision, runtime."""

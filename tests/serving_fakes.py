@@ -34,6 +34,10 @@ class KnownPredictor:
         self.delay = 0.0  # seconds for each batch
         self.batches = []  # (rows, tokens) of every run
         self.closed = False
+        self.warmed = None  # what `warm` was asked for
+
+    def warm(self, most_tokens, at_once=1):
+        self.warmed = (most_tokens, at_once)
 
     def _run(self, batch):
         self.held = not self.gate.is_set()

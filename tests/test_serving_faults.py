@@ -54,6 +54,7 @@ def test_a_wrong_text_does_not_make_the_server_unready(client):
 def test_with_several_devices_a_batch_of_a_failing_one_runs_again(known, caplog):
     known.devices = ["cuda:0", "cuda:1"]
     app = create_app(known)
+    assert known.warmed == (known.batch_tokens, 2)  # before the first request; two batches at a time on each card
     real, failures = known.predict_ids, [EngineError("cuda:0: the card does not answer")]
 
     def failing_once(batch):

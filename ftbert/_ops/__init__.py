@@ -327,6 +327,13 @@ class Engine:
         counts = (ctypes.c_int32 * len(token_counts))(*token_counts)
         _call(library().ftbert_tune, self.id, counts, len(token_counts))
 
+    def warm(self, most_tokens: int, at_once: int = 1) -> None:
+        """Does what the first runs of every size up to `most_tokens` tokens would do (on a card: records graphs), for
+        `at_once` runs at a time. A no-op on a CPU. Other runs may wait meanwhile."""
+        warm = library().ftbert_warm
+        warm.argtypes = [ctypes.c_int64, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t]
+        _call(warm, self.id, most_tokens, at_once)
+
     def describe(self) -> Dict[str, Any]:
         """name, device, precision, isa, threads, weight_bytes and what else the backend says."""
         return _read_json(library().ftbert_describe, self.id)

@@ -100,6 +100,8 @@ class BatchingPredictor:
             self._threads.append(
                 threading.Thread(target=self._engine_loop, name="ftbert-engine-%d" % index, daemon=True)
             )
+        if predictor.devices[0].startswith("cuda"):  # else the first minute's batches would record graphs on their way
+            predictor.warm(self.batch_tokens, -(-workers // len(predictor.devices)))
         for thread in self._threads:
             thread.start()
 

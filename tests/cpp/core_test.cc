@@ -155,6 +155,10 @@ void TestTheAbiRefuses(int64_t engine) {
   CHECK_EQ(ftbert_run(engine, ids, nullptr, splits, 1, nullptr, error, sizeof error), 1);
   CHECK_EQ(ftbert_run(engine, nullptr, nullptr, splits, 1, &outputs, error, sizeof error), 1);
   CHECK_EQ(ftbert_run(engine, ids, nullptr, splits, 0, &outputs, error, sizeof error), 1);
+  CHECK_EQ(ftbert_warm(engine + 1000, 8, 1, error, sizeof error), 1);
+  CHECK_EQ(ftbert_warm(engine, 0, 1, error, sizeof error), 1);
+  CHECK_EQ(ftbert_warm(engine, 8, 0, error, sizeof error), 1);
+  CHECK_EQ(ftbert_warm(engine, 8, 9, error, sizeof error), 0);  // nothing to prepare here
   CHECK_EQ(ftbert_describe(engine + 1000, error, sizeof error), -1);
   CHECK_EQ(ftbert_builder_create(nullptr, "cpu", 0, 0, nullptr, error, sizeof error), 1);
   CHECK_EQ(ftbert_builder_finish(nullptr, nullptr, error, sizeof error), 1);

@@ -102,9 +102,8 @@ inline Machine FirstCard() {
   machine.name = properties.name;
   machine.sms = properties.multiProcessorCount;
   machine.capability = properties.major * 10 + properties.minor;
-  if (machine.capability == 90) CHECK_CUDA(FindHopperCode(&machine.hopper));
+  CHECK_CUDA(FindCode(&machine.hopper, &machine.dependent_launch));
   if (machine.hopper) CHECK_CUDA(FindQuads(&machine.quads));
-  machine.dependent_launch = machine.capability >= 90;
   return machine;
 }
 

@@ -215,6 +215,8 @@ void TestThreads(const Model& model, int seconds) {
     rows.push_back(one.ids);
     alone.push_back(r.logits);
   }
+  CHECK_OK(engine->Warm(2048, 3));  // three workspaces bring their graphs, the fourth makes its own
+  CHECK(!engine->Warm(0, 1).ok());
   std::vector<long> wrong(8, 0), runs(8, 0);
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {

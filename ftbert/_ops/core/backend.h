@@ -114,6 +114,12 @@ class Backend {
     return Status();
   }
 
+  // Batches (tokens, rows) up to most_tokens whose second run is the first at full speed; what Engine::Warm runs.
+  virtual std::vector<Shape> WarmShapes(int32_t most_tokens) const {
+    (void)most_tokens;
+    return {};
+  }
+
   // -- the kernels, in the order of the loop
   // kStates = norm(word[token] + position[index in row] + segment[segment])
   virtual void Embed(Workspace* w, const EmbeddingTables& tables, const NormParameters& norm) = 0;

@@ -218,6 +218,14 @@ int ftbert_tune(int64_t engine, const int32_t* token_counts, int32_t count, char
   return Report(status, error, error_size);
 }
 
+int ftbert_warm(int64_t engine, int32_t most_tokens, int32_t at_once, char* error, size_t error_size) {
+  const Status status = Guard([&] {
+    const std::shared_ptr<ftbert::Engine> held = Find(engine);
+    return held ? held->Warm(most_tokens, at_once) : Unknown(engine);
+  });
+  return Report(status, error, error_size);
+}
+
 int64_t ftbert_describe(int64_t engine, char* json, size_t size) {
   const std::shared_ptr<ftbert::Engine> held = Find(engine);
   return held ? Write(held->Describe(), json, size) : -1;

@@ -177,6 +177,34 @@ class LayeredEngine final : public Engine {
     return Guard([&] { return backend_->Tune(token_counts); });
   }
 
+  Status Warm(int32_t most_tokens, int32_t at_once) override {
+    return Guard([&] {
+      if (most_tokens < 1 || at_once < 1) {
+        return Status(Code::kInvalidArgument, "Expected to warm up for at least 1 token and 1 run at once, got " +
+                                                  std::to_string(most_tokens) + " and " + std::to_string(at_once) +
+                                                  ".");
+      }
+      const std::vector<Shape> shapes = backend_->WarmShapes(most_tokens);
+      if (shapes.empty() || !weights_.classifier) return Status();
+      std::lock_guard<std::mutex> lock(warm_mutex_);  // two that each hold some workspaces would wait for one another
+      std::vector<Workspace*> held;
+      Status status;
+      for (int i = 0; i < std::min(at_once, static_cast<int32_t>(kMaxWorkspaces)) && status.ok(); ++i) {
+        Workspace* workspace = nullptr;
+        status = pool_.Acquire(&workspace);
+        if (status.ok()) held.push_back(workspace);
+      }
+      // The largest first: room is made once.
+      for (Workspace* workspace : held) {
+        for (auto shape = shapes.rbegin(); shape != shapes.rend() && status.ok(); ++shape) {
+          for (int pass = 0; pass < 2 && status.ok(); ++pass) status = WarmOne(workspace, *shape);
+        }
+      }
+      for (Workspace* workspace : held) pool_.Release(workspace);
+      return status;
+    });
+  }
+
   const Config& config() const override { return config_; }
 
   std::string Describe() const override {
@@ -200,7 +228,13 @@ class LayeredEngine final : public Engine {
     Workspace* workspace = nullptr;
     status = pool_.Acquire(&workspace);
     if (!status.ok()) return status;
-    status = Guard([&] {
+    status = RunOn(workspace, shape, batch, outputs);
+    pool_.Release(workspace);
+    return status;
+  }
+
+  Status RunOn(Workspace* workspace, const Shape& shape, const Batch& batch, const Outputs& outputs) {
+    return Guard([&] {
       Status step = backend_->Upload(workspace, shape, batch);
       if (step.ok()) {
         step = backend_->Execute(workspace, [&] { RunLayers(config_, weights_, backend_.get(), workspace); });
@@ -208,14 +242,32 @@ class LayeredEngine final : public Engine {
       if (step.ok()) step = backend_->Download(workspace, outputs);
       return step;
     });
-    pool_.Release(workspace);
-    return status;
+  }
+
+  // A batch of token 0 with its tokens spread evenly over the rows.
+  Status WarmOne(Workspace* workspace, const Shape& size) {
+    const std::vector<int32_t> ids(size.tokens, 0);
+    std::vector<int32_t> splits(size.rows + 1, 0);
+    for (int32_t b = 0; b < size.rows; ++b) {
+      splits[b + 1] = static_cast<int32_t>(static_cast<int64_t>(size.tokens) * (b + 1) / size.rows);
+    }
+    std::vector<float> logits(static_cast<size_t>(size.rows) * config_.num_labels);
+    Batch batch;
+    batch.token_ids = ids.data();
+    batch.row_splits = splits.data();
+    batch.num_rows = size.rows;
+    Outputs outputs;
+    outputs.logits = logits.data();
+    Shape shape;
+    const Status status = CheckBatch(config_, batch, &shape);
+    return status.ok() ? RunOn(workspace, shape, batch, outputs) : status;
   }
 
   Config config_;
   std::unique_ptr<Backend> backend_;
   Weights weights_;     // freed before the backend that made them
   WorkspacePool pool_;  // likewise
+  std::mutex warm_mutex_;
 };
 
 class LayeredBuilder final : public Builder {

@@ -78,6 +78,7 @@ std::string CudaBackend::DescribeFields() const {
          ", \"runtime\": " + Quote(RuntimeVersion()) + ", \"scratch_bytes\": " + std::to_string(scratch) +
          ", \"scratch_bytes_per_token\": " + std::to_string(per_token) +
          ", \"tuned_products\": " + std::to_string(plans_.measured()) +
+         (machine_.switches.empty() ? "" : ", \"switches\": " + Quote(machine_.switches.substr(1))) +
          ", \"warning\": " + (warning.empty() ? "null" : Quote(warning));
 }
 

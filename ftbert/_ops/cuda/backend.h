@@ -2,13 +2,13 @@
 #ifndef FTBERT_CUDA_BACKEND_H_
 #define FTBERT_CUDA_BACKEND_H_
 
-#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/backend.h"
+#include "cuda/buckets.h"
 #include "cuda/device.h"
 #include "cuda/gemm.h"
 #include "cuda/kernels.h"
@@ -63,23 +63,15 @@ struct Slots {
   bool first_in_place = false;     // the last layer's queries lie in qkv and its states in `all`: nothing was gathered
 };
 
-// What a graph was recorded for: sizes after rounding up.
-struct GraphKey {
-  int tokens = 0, rows = 0;
-  bool all_tokens = false;
-  bool operator==(const GraphKey& o) const {
-    return tokens == o.tokens && rows == o.rows && all_tokens == o.all_tokens;
-  }
+struct Reach {
+  const void* address;
+  int64_t bytes;
 };
 
 struct RecordedGraph {
   GraphKey key;
   cudaGraphExec_t run = nullptr;  // null: seen once, not recorded yet
-};
-
-struct Reach {
-  const void* address;
-  int64_t bytes;
+  std::vector<Reach> sequence;    // weights in the order of use, from the run that was not recorded
 };
 
 struct CudaWorkspace final : Workspace, Slots {
@@ -98,8 +90,8 @@ struct CudaWorkspace final : Workspace, Slots {
   Shape real;                        // `shape` holds the rounded sizes
   bool recorded = false;             // this run replays or records a graph: sizes are rounded
 
-  std::list<RecordedGraph> graphs;   // most recently used first
-  std::vector<Reach> sequence, last_sequence;  // weights in the order of use, now and in the pass before
+  RecentList<RecordedGraph> graphs{kGraphs};
+  std::vector<Reach> sequence, ahead;  // weights in the order of use: so far, and, while recording, all that come
   cudaError_t error = cudaSuccess;
   std::string failed;                // what was being done
 };
@@ -120,8 +112,13 @@ class CudaBackend final : public Backend {
   // run.cc
   Status NewWorkspace(std::unique_ptr<Workspace>* workspace) override;
   Status Upload(Workspace* workspace, const Shape& shape, const Batch& batch) override;
-  Status Execute(Workspace* workspace, const std::function<void()>& loop) override;
   Status Download(Workspace* workspace, const Outputs& outputs) override;
+
+  // graphs.cc
+  Status Execute(Workspace* workspace, const std::function<void()>& loop) override;
+  std::vector<Shape> WarmShapes(int32_t most_tokens) const override;
+
+  // tune.cc
   Status Tune(const std::vector<int32_t>& token_counts) override;
 
   // loop.cc
@@ -145,6 +142,7 @@ class CudaBackend final : public Backend {
   Status MakeRoom(CudaWorkspace* w, int tokens, int rows);
   // Points the slots into an arena; null: only its size is wanted.
   size_t Arrange(uint8_t* arena, int tokens, int rows, Slots* slots) const;
+  Status RunOrReplay(CudaWorkspace* w, const std::function<void()>& loop);
   Status RunLoop(CudaWorkspace* w, const std::function<void()>& loop);
   Status Record(CudaWorkspace* w, RecordedGraph* graph, const std::function<void()>& loop);
 

@@ -3,6 +3,7 @@
 #include <cctype>
 #include <cstdio>
 #include <cstdlib>
+#include <sstream>
 
 namespace ftbert {
 namespace cuda {
@@ -85,6 +86,47 @@ Status FromCuda(cudaError_t error, const std::string& doing) {
   return Status(Code::kInternal, std::string("CUDA failed ") + doing + ": " + cudaGetErrorString(error) + ".");
 }
 
+namespace {
+
+// What may be switched off (docs/roofline.md) to find out what a fault comes from.
+struct Switch {
+  const char* name;
+  bool Machine::*member;
+};
+constexpr Switch kSwitches[] = {{"early-start", &Machine::dependent_launch}, {"graphs", &Machine::graphs},
+                                {"watching", &Machine::watching},            {"clusters", &Machine::clusters},
+                                {"prefetch", &Machine::prefetch},            {"cublaslt", &Machine::lt}};
+
+// FTBERT_CUDA_DISABLE: names with commas between. FTBERT_CUDA_ENABLE=cublaslt: 16-bit products on Hopper too.
+Status ReadSwitches(Machine* machine) {
+  const char* given = std::getenv("FTBERT_CUDA_DISABLE");
+  std::string names;
+  for (const Switch& s : kSwitches) names += std::string(names.empty() ? "" : ", ") + s.name;
+  std::istringstream words(given != nullptr ? given : "");
+  for (std::string word; std::getline(words, word, ',');) {
+    const Switch* found = nullptr;
+    for (const Switch& s : kSwitches) found = word == s.name ? &s : found;
+    if (found == nullptr && !word.empty()) {
+      return Status(Code::kInvalidArgument,
+                    "FTBERT_CUDA_DISABLE: expected names out of " + names + " with commas between, got \"" + word +
+                        "\".");
+    }
+    if (found != nullptr) machine->*found->member = false, machine->switches += std::string(" no ") + found->name;
+  }
+  const char* enabled = std::getenv("FTBERT_CUDA_ENABLE");
+  if (enabled != nullptr && *enabled != '\0') {
+    if (std::string(enabled) != "cublaslt") {
+      return Status(Code::kInvalidArgument,
+                    std::string("FTBERT_CUDA_ENABLE: expected cublaslt or nothing, got \"") + enabled + "\".");
+    }
+    machine->lt_everywhere = true;
+    machine->switches += " cublaslt everywhere";
+  }
+  return Status();
+}
+
+}  // namespace
+
 Status OpenDevice(const std::string& device, Precision precision, Machine* machine) {
   int index = 0;
   if (device != "cuda") {
@@ -120,9 +162,10 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
   }
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  if (machine->capability == 90) {
+  bool waits = false;
+  if (machine->capability >= 90) {
     DeviceGuard guard(index);
-    const cudaError_t started = FindHopperCode(&machine->hopper);
+    const cudaError_t started = FindCode(&machine->hopper, &waits);
     if (started != cudaSuccess) {
       return Status(Code::kUnavailable, FromCuda(started, "starting " + machine->name).message() +
                                             " Build ftbert with this card's architecture in FTBERT_CUDA_ARCHS.");
@@ -132,7 +175,10 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
       machine->quads = 0;
     }
   }
-  machine->dependent_launch = machine->capability >= 90 && driver >= 12030;  // in graphs since 12.3
+  // In graphs since 12.3. Code for older cards, compiled for this one by its driver, would start early and not wait.
+  machine->dependent_launch = waits && driver >= 12030;
+  const Status switched = ReadSwitches(machine);
+  if (!switched.ok()) return switched;
   if (precision == Precision::kInt8) {
     return Status(Code::kUnavailable, "int8 does not run on a GPU. Use precision=\"fp16\", or \"fp8\" on Hopper.");
   }

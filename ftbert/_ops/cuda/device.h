@@ -54,8 +54,8 @@ class DeviceArray {
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
 
-  // Zeroed, so that padding is zeros. On failure the array is empty.
-  cudaError_t Allocate(size_t bytes) {
+  // Zeroed, so that padding is zeros: by the default stream, which no other waits for. On failure the array is empty.
+  cudaError_t Allocate(size_t bytes, bool zeroed = true) {
     Free();
     cudaError_t error = cudaMalloc(&data_, bytes > 0 ? bytes : 16);
     if (error != cudaSuccess) {
@@ -64,7 +64,7 @@ class DeviceArray {
       return error;
     }
     bytes_ = bytes;
-    return cudaMemset(data_, 0, bytes > 0 ? bytes : 16);
+    return zeroed ? cudaMemset(data_, 0, bytes > 0 ? bytes : 16) : cudaSuccess;
   }
   void Free() {
     if (data_ != nullptr) cudaFree(data_);

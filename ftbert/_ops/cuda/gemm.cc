@@ -12,6 +12,8 @@ constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it mea
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
 constexpr int kMostSplitRows = 512;  // and up to here it is searched
 
+int MostSplit(const Machine& machine) { return machine.clusters ? kMostSplit : 1; }
+
 int Slices(const Gemm& g) { return (g.k * ElementBytes(g.in) + 127) / 128; }
 
 // CTAs of the split-K kernel keep their whole share of K in shared memory.
@@ -25,7 +27,7 @@ bool SplitFits(const Gemm& g, int tokens, int split) {
 Plan SplitPlan(const Machine& machine, const Gemm& g) {
   Plan widest{Family::kSplit, 0, 0};
   for (int variant = 0; variant < kSplitVariants; ++variant) {
-    for (int split = 1; split <= kMostSplit; ++split) {
+    for (int split = 1; split <= MostSplit(machine); ++split) {
       if (!SplitFits(g, kSplitTokens[variant], split)) continue;
       widest = Plan{Family::kSplit, variant, split};
       if (CeilDiv(g.n, 64) * CeilDiv(g.m, kSplitTokens[variant]) * split <= machine.sms) return widest;
@@ -96,13 +98,17 @@ int HeightClass(int m) {
 // On Hopper 16-bit products of cuBLASLt failed between our kernels, which start before the ones before them have ended,
 // with several streams at work: an illegal instruction after some ten thousand runs (docs/roofline.md). Not there.
 bool LtTrusted(const Machine& machine, const Gemm& g) {
-  return g.residual == nullptr && (g.in == Element::kFloat || !machine.hopper);
+  return machine.lt && g.residual == nullptr && (g.in == Element::kFloat || !machine.hopper || machine.lt_everywhere);
 }
 
 Plan PlanFor(const Machine& machine, const Gemm& g) {
   if (LtTrusted(machine, g) && g.m >= (g.in == Element::kFloat ? 16 : 256) && LtChoices(machine, g) > 0) {
     return Plan{Family::kLt, 0, 1};
   }
+  return OwnPlanFor(machine, g);
+}
+
+Plan OwnPlanFor(const Machine& machine, const Gemm& g) {
   if (g.in == Element::kFloat) return Plan{Family::kSimt, 0, 1};
   if (!machine.hopper) {
     const int64_t large = static_cast<int64_t>((g.m + 127) / 128) * ((g.n + 127) / 128);
@@ -136,7 +142,7 @@ std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
   if (g.m <= kMostSplitRows) {
     for (int v = 0; v < kSplitVariants; ++v) {
       if (v > 0 && g.m <= kSplitTokens[v - 1]) continue;
-      for (int split = 1; split <= kMostSplit; ++split) {
+      for (int split = 1; split <= MostSplit(machine); ++split) {
         if (SplitFits(g, kSplitTokens[v], split)) plans.push_back(Plan{Family::kSplit, v, split});
       }
     }
@@ -169,7 +175,7 @@ bool CanRun(const Plan& plan, const Gemm& g) {
 }
 
 cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cudaStream_t stream) {
-  if (!CanRun(plan, g)) return cudaErrorNotSupported;
+  if (!CanRun(plan, g) || (plan.split > 1 && !machine.clusters)) return cudaErrorNotSupported;
   switch (plan.family) {
     case Family::kSimt:
       return RunSimt(machine, g, stream);
@@ -182,9 +188,14 @@ cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cud
     case Family::kSplit:
       return RunSplit(machine, plan.variant, plan.split, g, stream);
     case Family::kLt:
-      return RunLt(machine, plan.variant, g, stream);
+      return LtTrusted(machine, g) ? RunLt(machine, plan.variant, g, stream) : cudaErrorNotSupported;
   }
   return cudaErrorInvalidValue;
+}
+
+cudaError_t RunGemmOrOwn(const Machine& machine, const Plan& plan, const Gemm& g, cudaStream_t stream) {
+  const cudaError_t error = RunGemm(machine, plan, g, stream);
+  return error != cudaErrorNotSupported ? error : RunGemm(machine, OwnPlanFor(machine, g), g, stream);
 }
 
 }  // namespace cuda

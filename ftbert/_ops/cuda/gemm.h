@@ -74,12 +74,17 @@ struct Machine {
   int quads = 0;             // clusters of 4 CTAs that fill a multiprocessor each, at once
   int capability = 0;        // 90 for 9.0
   bool hopper = false;       // wgmma kernels are in this build and run here
-  bool dependent_launch = false;
+  bool dependent_launch = false;  // kernels start before the ones before them have ended; their code waits
+  // Switches for finding faults (FTBERT_CUDA_DISABLE, FTBERT_CUDA_ENABLE); all as they are here otherwise.
+  bool graphs = true, watching = true, clusters = true, prefetch = true;
+  bool lt = true, lt_everywhere = false;
+  std::string switches;  // as given
   std::string name;
   size_t memory = 0;
 };
 
-// Kernel launches. Each returns the launch's error.
+// Kernel launches. Each returns the launch's error; cudaErrorNotSupported: nothing was launched, the plan cannot run
+// this product.
 cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& gemm, cudaStream_t stream);
 
 // Products of similar height share a choice: the largest height of m's class. Classes are narrow where the number of
@@ -88,15 +93,20 @@ int HeightClass(int m);
 
 // The plan known to be good for shapes like this one without measuring.
 Plan PlanFor(const Machine& machine, const Gemm& gemm);
+// The same without cuBLASLt.
+Plan OwnPlanFor(const Machine& machine, const Gemm& gemm);
+// RunGemm; where the plan cannot run this product after all, one of our own kernels does.
+cudaError_t RunGemmOrOwn(const Machine& machine, const Plan& plan, const Gemm& gemm, cudaStream_t stream);
 // Whether a plan, wherever it came from, can run this product: not every family adds a residual.
 bool CanRun(const Plan& plan, const Gemm& gemm);
 // Everything that can run it, for Search.
 std::vector<Plan> Candidates(const Machine& machine, const Gemm& gemm);
 std::string PlanName(const Plan& plan);
 
-// Whether the code that runs on the current card has Hopper's own instructions (built for 90a; for 90 it has not, and
-// the kernels that need them are empty).
-cudaError_t FindHopperCode(bool* built);
+// What the code that runs on the current card was built for. hopper: Hopper's own instructions (90a; for 90 the kernels
+// that need them are empty). waits: for 9.0 or later, so that kernels wait for the one before; code of an older
+// architecture, compiled for this card by its driver, does not, and must not start early.
+cudaError_t FindCode(bool* hopper, bool* waits);
 // Machine::quads of the current card.
 cudaError_t FindQuads(int* quads);
 
@@ -123,6 +133,7 @@ constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
 
 // Clusters that run at once. Those of four do not fill every group of multiprocessors: sixteen or eighteen share one.
 inline int ClustersAtOnce(const Machine& machine, const WgmmaTile& tile) {
+  if (tile.cluster > 1 && !machine.clusters) return 0;
   return tile.cluster == 4 ? machine.quads : machine.sms / tile.cluster;
 }
 // What a cluster works on at a time, how many of it a product has.

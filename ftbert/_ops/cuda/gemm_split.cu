@@ -216,6 +216,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       break;
   }
   if (split > 1) {  // a CTA that ended could not be read
+    __syncwarp();   // the loop above parted the warp: .aligned wants it whole
     ClusterArrive();
     ClusterWait();
   }
@@ -254,21 +255,27 @@ cudaError_t RunTokens(const Machine& machine, Element in, int variant, int split
                       : LaunchSplit<In, Out, kSplitTokens[1]>(machine, in, split, g, stream);
 }
 
-__global__ void ReportHopperCode(int* built) { *built = FTBERT_HOPPER; }
+__global__ void ReportCode(int* built) {
+  *built = FTBERT_HOPPER;
+#if __CUDA_ARCH__ >= 900
+  *built |= 2;
+#endif
+}
 
 }  // namespace
 
-cudaError_t FindHopperCode(bool* built) {
+cudaError_t FindCode(bool* hopper, bool* waits) {
   int* place = nullptr;
   int value = 0;
   cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&place), sizeof value);
   if (error != cudaSuccess) return error;
   LaunchShape shape;
   shape.grid = shape.block = dim3(1);
-  error = Launch(shape, ReportHopperCode, place);
+  error = Launch(shape, ReportCode, place);
   if (error == cudaSuccess) error = cudaMemcpy(&value, place, sizeof value, cudaMemcpyDeviceToHost);
   cudaFree(place);
-  *built = value == 1;
+  *hopper = (value & 1) != 0;
+  *waits = (value & 2) != 0;
   return error;
 }
 

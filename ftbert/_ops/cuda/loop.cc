@@ -51,17 +51,19 @@ Gemm CudaBackend::Product(const CudaLinear& weight, int first_part, int parts) c
 void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
   const Plan plan = plans_.Find(g);
   if (plan.family == Family::kLt) {
-    if (w->scratch.bytes() == 0) Check(w, w->scratch.Allocate(kLtScratchBytes), "taking memory for cuBLASLt");
+    // Without zeros: they would be written beside this stream, and might come after the product's first sums. Where
+    // there is no memory for it, the product runs in a kernel of our own.
+    if (w->scratch.bytes() == 0) w->scratch.Allocate(kLtScratchBytes, false);
     g.scratch = w->scratch.data();
     g.scratch_bytes = static_cast<int64_t>(w->scratch.bytes());
   }
   const size_t index = w->sequence.size();
   w->sequence.push_back(Reach{g.w, static_cast<int64_t>(g.n) * g.k * ElementBytes(g.in)});
-  if (w->all.count <= kReachRows && index + kReach < w->last_sequence.size()) {
-    g.prefetch = w->last_sequence[index + kReach].address;
-    g.prefetch_bytes = w->last_sequence[index + kReach].bytes;
+  if (machine_.prefetch && w->all.count <= kReachRows && index + kReach < w->ahead.size()) {
+    g.prefetch = w->ahead[index + kReach].address;
+    g.prefetch_bytes = w->ahead[index + kReach].bytes;
   }
-  Check(w, RunGemm(machine_, plan, g, w->stream), doing);
+  Check(w, RunGemmOrOwn(machine_, plan, g, w->stream), doing);
 }
 
 // A product whose result is added to the rows' states, and the norm of the sum.
@@ -231,7 +233,7 @@ void CudaBackend::Classify(Workspace* workspace, const PackedLinear& weight) {
   const auto& linear = static_cast<const CudaLinear&>(weight);
   const DeviceArray& matrix = linear.element == Element::kFloat8 ? linear.half : linear.w;
   Check(w, RunClassify(machine_, element_, w->pooled, pitch_, w->first.count, matrix.data(), linear.bias.as<float>(),
-                       linear.outputs, w->logits, w->stream),
+                       linear.outputs, w->logits, w->stream, w->row_ranges),
         "classifying");
 }
 

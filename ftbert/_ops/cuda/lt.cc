@@ -23,9 +23,10 @@ namespace ftbert {
 namespace cuda {
 namespace {
 
+constexpr int kNotSupported = 15;  // a status
 constexpr int kOpTranspose = 1, kCompute32F = 68;
 constexpr int kDescTransA = 3, kDescEpilogue = 7, kDescBiasPointer = 8, kLayoutColumns = 3;
-constexpr int kPreferenceWorkspace = 1;
+constexpr int kPreferenceWorkspace = 1, kPreferenceAlignmentA = 5;  // B, C and D: 6, 7 and 8
 constexpr int kEpilogueBias = 4, kEpilogueReluBias = 6, kEpilogueGeluBias = 36;
 
 struct Algorithm {
@@ -44,7 +45,10 @@ static_assert(kOpTranspose == CUBLAS_OP_T && kCompute32F == CUBLAS_COMPUTE_32F, 
 static_assert(kDescTransA == CUBLASLT_MATMUL_DESC_TRANSA && kDescEpilogue == CUBLASLT_MATMUL_DESC_EPILOGUE &&
                   kDescBiasPointer == CUBLASLT_MATMUL_DESC_BIAS_POINTER &&
                   kLayoutColumns == CUBLASLT_MATRIX_LAYOUT_COLS &&
-                  kPreferenceWorkspace == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                  kPreferenceWorkspace == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES &&
+                  kPreferenceAlignmentA == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES &&
+                  kPreferenceAlignmentA + 3 == CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES &&
+                  kNotSupported == CUBLAS_STATUS_NOT_SUPPORTED,
               "cuBLASLt has other numbers");
 static_assert(kEpilogueBias == CUBLASLT_EPILOGUE_BIAS && kEpilogueReluBias == CUBLASLT_EPILOGUE_RELU_BIAS &&
                   kEpilogueGeluBias == CUBLASLT_EPILOGUE_GELU_BIAS,
@@ -63,7 +67,9 @@ struct Library {
   int (*layout_set)(void*, int, const void*, size_t) = nullptr;
   int (*preference_create)(void**) = nullptr;
   int (*preference_set)(void*, int, const void*, size_t) = nullptr;
+  int (*preference_destroy)(void*) = nullptr;
   int (*heuristic)(void*, void*, void*, void*, void*, void*, void*, int, Heuristic*, int*) = nullptr;
+  int (*check)(void*, void*, void*, void*, void*, void*, const Algorithm*, Heuristic*) = nullptr;
   // handle, operation, alpha, A, A's layout, B, B's layout, beta, C, C's layout, D, D's layout, algorithm, scratch, ...
   int (*matmul)(void*, void*, const void*, const void*, void*, const void*, void*, const void*, const void*, void*,
                 void*, void*, const Algorithm*, void*, size_t, cudaStream_t) = nullptr;
@@ -103,34 +109,44 @@ const Library& Lt() {
               Resolve(h, "cublasLtMatrixLayoutSetAttribute", &l->layout_set) &&
               Resolve(h, "cublasLtMatmulPreferenceCreate", &l->preference_create) &&
               Resolve(h, "cublasLtMatmulPreferenceSetAttribute", &l->preference_set) &&
-              Resolve(h, "cublasLtMatmulAlgoGetHeuristic", &l->heuristic) && Resolve(h, "cublasLtMatmul", &l->matmul);
+              Resolve(h, "cublasLtMatmulPreferenceDestroy", &l->preference_destroy) &&
+              Resolve(h, "cublasLtMatmulAlgoGetHeuristic", &l->heuristic) &&
+              Resolve(h, "cublasLtMatmulAlgoCheck", &l->check) && Resolve(h, "cublasLtMatmul", &l->matmul);
     return l;
   }();
   return *library;
 }
 
+constexpr size_t kMostChecked = 4096;
+constexpr uint32_t kAlignment = 16;  // of every operand: rows are multiples of 16 bytes, and parts begin at one
+
 // What the products of a class of heights need, made once and kept: descriptions, layouts, algorithms. The heuristic is
 // asked for the class's own height: a choice is remembered by its place in the list, for the whole class.
 struct Prepared {
-  std::mutex mutex;  // bias pointer and height are set before each launch
   void* handle = nullptr;
   void* operation = nullptr;
   void *w = nullptr, *x = nullptr, *out = nullptr;
   std::vector<Heuristic> algorithms;
+  std::map<std::pair<int, int>, bool> checked;  // (choice, height): whether the library says that it runs
 };
 
-// The height that the heuristic is asked for. Below, heights come rounded already, and a wave more or less is much.
-int ListHeight(int m) { return m < 2048 ? m : HeightClass(m); }
+// The height that the heuristic is asked for. Recorded batches below 2,048 tokens come in multiples of 32, and there a
+// wave more or less is much; all else goes by classes, so that few descriptions are made.
+int ListHeight(int m) { return m < 2048 && m % 32 == 0 ? m : HeightClass(m); }
 
 int DataTypeOf(Element e) {
   return e == Element::kFloat ? CUDA_R_32F : (e == Element::kHalf ? CUDA_R_16F : CUDA_R_16BF);
 }
 
+// Every call of the library is made under one lock: nothing here depends on what it promises about threads. Bias
+// pointer and height are set in shared descriptions before each launch.
 class Products {
  public:
+  std::mutex mutex;
+
+  // The caller holds the lock.
   Prepared* Find(const Machine& machine, const Gemm& g) {
     const Key key(machine.device, ListHeight(g.m), g.n, g.k, static_cast<int>(g.in), g.act, g.ldx, g.ldo);
-    std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<Prepared>& p = products_[key];
     if (!p) p = Make(machine, g);
     return p.get();
@@ -153,7 +169,7 @@ class Products {
     const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
     void* preference = nullptr;
     const size_t scratch = kLtScratchBytes;
-    const bool good = lt.desc_create(&p->operation, kCompute32F, CUDA_R_32F) == 0 &&
+    bool good = lt.desc_create(&p->operation, kCompute32F, CUDA_R_32F) == 0 &&
                       lt.desc_set(p->operation, kDescTransA, &transpose, sizeof transpose) == 0 &&
                       lt.desc_set(p->operation, kDescEpilogue, &epilogue, sizeof epilogue) == 0 &&
                       lt.desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) == 0 &&
@@ -162,15 +178,20 @@ class Products {
                       lt.layout_create(&p->out, type, g.n, ListHeight(g.m), g.ldo) == 0 &&
                       lt.preference_create(&preference) == 0 &&
                       lt.preference_set(preference, kPreferenceWorkspace, &scratch, sizeof scratch) == 0;
-    if (!good) return p;
+    for (int i = 0; i < 4; ++i) {  // without it the library takes 256 bytes for granted
+      good = good && lt.preference_set(preference, kPreferenceAlignmentA + i, &kAlignment, sizeof kAlignment) == 0;
+    }
     Heuristic found[8];
     int count = 0;
-    if (lt.heuristic(handle, p->operation, p->w, p->x, p->out, p->out, preference, 8, found, &count) != 0) count = 0;
-    p->algorithms.assign(found, found + count);
+    if (good && lt.heuristic(handle, p->operation, p->w, p->x, p->out, p->out, preference, 8, found, &count) == 0) {
+      for (int i = 0; i < count; ++i) {
+        if (found[i].state == 0 && found[i].workspace <= scratch) p->algorithms.push_back(found[i]);
+      }
+    }
+    if (preference != nullptr) lt.preference_destroy(preference);
     return p;
   }
 
-  std::mutex mutex_;
   std::map<Key, std::unique_ptr<Prepared>> products_;
   std::map<int, void*> handles_;
 };
@@ -195,26 +216,40 @@ bool LtFits(const Gemm& g) {
 
 int LtChoices(const Machine& machine, const Gemm& g) {
   if (!LtFits(g) || !LtAvailable()) return 0;
+  std::lock_guard<std::mutex> lock(AllProducts().mutex);
   return static_cast<int>(AllProducts().Find(machine, g)->algorithms.size());
 }
 
 cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_t stream) {
-  if (LtChoices(machine, g) <= choice || g.scratch_bytes < kLtScratchBytes || g.residual != nullptr) {
+  if (!LtFits(g) || !LtAvailable() || g.scratch_bytes < kLtScratchBytes || g.residual != nullptr) {
     return cudaErrorNotSupported;
   }
-  Prepared* p = AllProducts().Find(machine, g);
+  const Library& lt = Lt();
   const float one = 1.f, zero = 0.f;
   const void* bias = g.in == Element::kFloat ? static_cast<const void*>(g.bias) : g.bias_half;
-  std::lock_guard<std::mutex> lock(p->mutex);
   const uint64_t height = g.m;
-  if (Lt().desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) != 0 ||
-      Lt().layout_set(p->x, kLayoutColumns, &height, sizeof height) != 0 ||
-      Lt().layout_set(p->out, kLayoutColumns, &height, sizeof height) != 0) {
+  std::lock_guard<std::mutex> lock(AllProducts().mutex);
+  Prepared* p = AllProducts().Find(machine, g);
+  if (choice >= static_cast<int>(p->algorithms.size())) return cudaErrorNotSupported;
+  if (lt.desc_set(p->operation, kDescBiasPointer, &bias, sizeof bias) != 0 ||
+      lt.layout_set(p->x, kLayoutColumns, &height, sizeof height) != 0 ||
+      lt.layout_set(p->out, kLayoutColumns, &height, sizeof height) != 0) {
     return cudaErrorUnknown;
   }
-  const int status = Lt().matmul(p->handle, p->operation, &one, g.w, p->w,
-                                 g.x, p->x, &zero, g.out, p->out, g.out, p->out,
-                                 &p->algorithms[choice].algorithm, g.scratch, kLtScratchBytes, stream);
+  // The list was made for the class's height; whether the algorithm takes this one is for the library to say.
+  const Algorithm* algorithm = &p->algorithms[choice].algorithm;
+  if (p->checked.size() >= kMostChecked) p->checked.clear();
+  const auto known = p->checked.emplace(std::make_pair(choice, g.m), false);
+  if (known.second) {
+    Heuristic need = {};
+    known.first->second =
+        lt.check(p->handle, p->operation, p->w, p->x, p->out, p->out, algorithm, &need) == 0 &&
+        need.workspace <= static_cast<size_t>(kLtScratchBytes);
+  }
+  if (!known.first->second) return cudaErrorNotSupported;
+  const int status = lt.matmul(p->handle, p->operation, &one, g.w, p->w, g.x, p->x, &zero, g.out, p->out, g.out, p->out,
+                               algorithm, g.scratch, kLtScratchBytes, stream);
+  if (status == kNotSupported) return cudaErrorNotSupported;
   return status == 0 ? cudaSuccess : cudaErrorUnknown;
 }
 

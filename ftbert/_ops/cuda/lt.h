@@ -19,6 +19,7 @@ std::string LtVersion();
 bool LtFits(const Gemm& gemm);
 // How many of its algorithms are offered for this product, best first by its own estimate.
 int LtChoices(const Machine& machine, const Gemm& gemm);
+// cudaErrorNotSupported: nothing was launched.
 cudaError_t RunLt(const Machine& machine, int choice, const Gemm& gemm, cudaStream_t stream);
 
 }  // namespace cuda

@@ -1,31 +1,16 @@
-// One run of the CUDA backend: room, inputs, graphs, outputs.
+// One run of the CUDA backend: room, inputs, outputs. Graphs: graphs.cc.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "cuda/backend.h"
-#include "cuda/lt.h"
 
 namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr int kGraphTokens = 4096;    // beyond, launching costs nothing next to the work
-constexpr size_t kGraphs = 32;        // of a workspace, each some hundred KiB
 constexpr int kPinnedTokens = 1024;   // up to here the card reads its inputs from host memory: no copy to wait for
 constexpr size_t kPinnedLogits = 64 << 10;
-
-// Sizes within a bucket share a graph.
-int TokenBucket(int tokens) {
-  const int step = tokens <= 256 ? 32 : (tokens <= 512 ? 64 : (tokens <= 2048 ? 128 : 256));
-  return RoundUp(tokens, step);
-}
-
-int RowBucket(int rows, int tokens) {
-  int bucket = 1;
-  while (bucket < rows) bucket *= 4;
-  return std::min(bucket, tokens);
-}
 
 void Pause() {
 #if defined(__x86_64__)
@@ -54,11 +39,6 @@ size_t Aligned(size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
 }  // namespace
 
-std::mutex& RecordingMutex() {
-  static auto* mutex = new std::mutex;
-  return *mutex;
-}
-
 CudaWorkspace::~CudaWorkspace() {
   DeviceGuard guard(device);
   if (stream != nullptr) cudaStreamSynchronize(stream);
@@ -67,15 +47,6 @@ CudaWorkspace::~CudaWorkspace() {
   if (stream != nullptr) cudaStreamDestroy(stream);
   arena.Free();
   scratch.Free();
-}
-
-void CudaWorkspace::DropGraphs() {
-  // A run that was watched for its logits may still be ending.
-  if (!graphs.empty() && stream != nullptr) cudaStreamSynchronize(stream);
-  for (RecordedGraph& graph : graphs) {
-    if (graph.run != nullptr) cudaGraphExecDestroy(graph.run);
-  }
-  graphs.clear();
 }
 
 Status CudaBackend::NewWorkspace(std::unique_ptr<Workspace>* workspace) {
@@ -128,8 +99,11 @@ size_t CudaBackend::Arrange(uint8_t* arena, int tokens, int rows, Slots* s) cons
 
 Status CudaBackend::MakeRoom(CudaWorkspace* w, int tokens, int rows) {
   if (tokens <= w->token_room && rows <= w->row_room) return Status();
-  tokens = std::max(w->token_room, tokens <= kGraphTokens ? TokenBucket(tokens) : RoundUp(tokens, 2048));
-  rows = std::max(w->row_room, RowBucket(rows, tokens));
+  // All graphs go with the old arena, so it grows in few steps: twofold, and with the rows that short texts bring.
+  int room = 256;
+  while (room < tokens && room < kGraphTokens) room *= 2;
+  tokens = std::max(w->token_room, tokens <= room ? room : RoundUp(tokens, 2048));
+  rows = std::max(w->row_room, std::max(rows, std::min(tokens, std::max(32, tokens / 8))));
   w->DropGraphs();
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -171,7 +145,7 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   w->error = cudaSuccess;
   w->real = shape;
   w->shape = shape;
-  w->recorded = shape.tokens <= kGraphTokens;
+  w->recorded = machine_.graphs && shape.tokens <= kGraphTokens;
   if (w->recorded) {
     w->shape.tokens = TokenBucket(shape.tokens);
     w->shape.rows = RowBucket(shape.rows, w->shape.tokens);
@@ -209,71 +183,13 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   }
   const size_t logits = sizeof(float) * rows * config_.num_labels;
   w->logits_pinned = logits <= kPinnedLogits;
-  w->watched = w->logits_pinned && tokens <= kPinnedTokens;
+  w->watched = machine_.watching && w->logits_pinned && tokens <= kPinnedTokens;
   if (w->logits_pinned) {
     w->logits = reinterpret_cast<float*>(w->pinned + sizeof(Token) * w->token_room + sizeof(int2) * w->row_room);
     auto* words = reinterpret_cast<uint32_t*>(w->logits);
-    if (w->watched) std::fill(words, words + static_cast<size_t>(rows) * config_.num_labels, kNotYet);
+    if (w->watched) std::fill(words, words + static_cast<size_t>(shape.rows) * config_.num_labels, kNotYet);
   }
   return status;
-}
-
-Status CudaBackend::RunLoop(CudaWorkspace* w, const std::function<void()>& loop) {
-  w->last_sequence.swap(w->sequence);
-  w->sequence.clear();
-  w->first_in_place = false;
-  loop();
-  return FromCuda(w->error, w->failed);
-}
-
-// The first time a size is seen it runs as it is (which also brings every kernel to the card), the second time it is
-// recorded, then replayed.
-Status CudaBackend::Execute(Workspace* workspace, const std::function<void()>& loop) {
-  auto* w = static_cast<CudaWorkspace*>(workspace);
-  DeviceGuard guard(machine_.device);
-  w->sequence.clear();
-  if (!w->recorded) return RunLoop(w, loop);
-  const GraphKey key{w->shape.tokens, w->shape.rows, w->shape.all_tokens};
-  const auto found =
-      std::find_if(w->graphs.begin(), w->graphs.end(), [&](const RecordedGraph& g) { return g.key == key; });
-  if (found == w->graphs.end()) {
-    if (w->graphs.size() == kGraphs) {
-      cudaStreamSynchronize(w->stream);
-      if (w->graphs.back().run != nullptr) cudaGraphExecDestroy(w->graphs.back().run);
-      w->graphs.pop_back();
-    }
-    w->graphs.push_front(RecordedGraph());
-    w->graphs.front().key = key;
-    return RunLoop(w, loop);
-  }
-  w->graphs.splice(w->graphs.begin(), w->graphs, found);
-  RecordedGraph* graph = &w->graphs.front();
-  if (graph->run == nullptr) {
-    const Status status = Record(w, graph, loop);
-    if (!status.ok()) return status;
-  }
-  return FromCuda(cudaGraphLaunch(graph->run, w->stream), "launching a graph");
-}
-
-// Recorded twice: the first pass tells which weights follow which, the second reaches ahead for them.
-Status CudaBackend::Record(CudaWorkspace* w, RecordedGraph* graph, const std::function<void()>& loop) {
-  std::lock_guard<std::mutex> quiet(RecordingMutex());
-  for (int pass = 0; pass < 2; ++pass) {
-    cudaError_t error = cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeRelaxed);
-    if (error != cudaSuccess) return FromCuda(error, "recording a graph");
-    const Status status = RunLoop(w, loop);
-    cudaGraph_t recording = nullptr;
-    error = cudaStreamEndCapture(w->stream, &recording);
-    if (status.ok() && error == cudaSuccess && pass == 1)
-      error = cudaGraphInstantiateWithFlags(&graph->run, recording, 0);
-    if (recording != nullptr) cudaGraphDestroy(recording);
-    if (!status.ok() || error != cudaSuccess) {
-      graph->run = nullptr;
-      cudaGetLastError();
-      return status.ok() ? FromCuda(error, "recording a graph") : status;
-    }
-  }
-  return Status();
 }
 
 Status CudaBackend::Download(Workspace* workspace, const Outputs& outputs) {
@@ -295,11 +211,11 @@ Status CudaBackend::Download(Workspace* workspace, const Outputs& outputs) {
       error = cudaMemcpyAsync(to, wide, sizeof(float) * width * count, cudaMemcpyDeviceToHost, w->stream);
     }
   };
-  // Few tokens: the logits are watched for, those of rows that only fill the bucket too, so that none comes late.
-  // Whatever else the stream still does, a later call on it waits for.
+  // Few tokens: the logits are watched for; none are written for rows that only fill the bucket. Whatever else the
+  // stream still does, a later call on it waits for.
   const bool only_logits = outputs.logits != nullptr && outputs.token_states == nullptr &&
                            outputs.first_states == nullptr && outputs.pooled == nullptr;
-  const size_t written = static_cast<size_t>(w->shape.rows) * config_.num_labels;
+  const size_t written = static_cast<size_t>(rows) * config_.num_labels;
   if (only_logits && w->watched && Arrived(reinterpret_cast<uint32_t*>(host), written, w->stream)) {
     std::memcpy(outputs.logits, host, logits);
     return Status();
@@ -312,62 +228,6 @@ Status CudaBackend::Download(Workspace* workspace, const Outputs& outputs) {
   if (error != cudaSuccess) return FromCuda(error, "running a batch of " + std::to_string(w->real.tokens) + " tokens");
   if (outputs.logits != nullptr) std::memcpy(outputs.logits, host, logits);
   return Status();
-}
-
-// Every product of the model at each height, all kernels that can run it.
-Status CudaBackend::Tune(const std::vector<int32_t>& token_counts) {
-  DeviceGuard guard(machine_.device);
-  std::lock_guard<std::mutex> quiet(RecordingMutex());
-  cudaStream_t stream;
-  Status status = FromCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
-  if (!status.ok()) return status;
-  for (size_t i = 0; i < token_counts.size() && status.ok(); ++i) {
-    if (token_counts[i] < 1) {
-      status =
-          Status(Code::kInvalidArgument, "Expected token counts of at least 1, got " + std::to_string(token_counts[i]));
-      break;
-    }
-    const int m = token_counts[i] <= kGraphTokens ? TokenBucket(token_counts[i]) : token_counts[i];
-    DeviceArray x, out, scratch, ones;
-    cudaError_t error = x.Allocate(sizeof(float) * m * std::max(pitch_, wide_));
-    if (error == cudaSuccess) error = out.Allocate(sizeof(float) * m * std::max(3 * pitch_, wide_));
-    if (error == cudaSuccess) error = scratch.Allocate(kLtScratchBytes);
-    if (error == cudaSuccess) error = ones.Allocate(sizeof(float) * m);
-    // Zeros would run faster than data: noise of the size that activations have.
-    if (error == cudaSuccess)
-      error = FillNoise(element_, x.data(), static_cast<int64_t>(m) * std::max(pitch_, wide_), nullptr);
-    if (error == cudaSuccess) error = cudaDeviceSynchronize();
-    status = FromCuda(error, "making room to tune " + std::to_string(m) + " tokens");
-    std::vector<std::pair<int, int>> done;
-    for (size_t first = 0; first < packed_.size() && status.ok(); ++first) {
-      const CudaLinear& linear = *packed_[first];
-      const std::pair<int, int> size(linear.part * linear.parts, linear.k);
-      if (linear.outputs == config_.num_labels || std::find(done.begin(), done.end(), size) != done.end()) continue;
-      done.push_back(size);
-      std::vector<const void*> weights;
-      for (const CudaLinear* other : packed_) {
-        if (std::pair<int, int>(other->part * other->parts, other->k) == size) weights.push_back(other->w.data());
-      }
-      Gemm g = Product(linear, 0, linear.parts);
-      const bool up = linear.parts == 1 && linear.outputs == config_.intermediate_size;
-      g.m = m;
-      g.x = x.data();
-      g.ldx = g.k;
-      g.out = out.data();
-      g.ldo = g.n;
-      g.act = up ? ActOf(config_.activation) : 0;
-      g.scratch = scratch.data();
-      g.scratch_bytes = kLtScratchBytes;
-      if (linear.element == Element::kFloat8) {
-        g.x_scale = RowScale{ones.as<float>(), 0.f, 1.f};
-        if (up) g.out_type = Element::kFloat8, g.out_scale = g.x_scale;
-      }
-      status = plans_.Search(g, weights, stream);
-    }
-  }
-  cudaStreamDestroy(stream);
-  if (status.ok()) plans_.Save();
-  return status;
 }
 
 }  // namespace cuda

@@ -60,6 +60,7 @@ FTBERT_API int ftbert_run(int64_t engine, const int32_t* token_ids, const int32_
                           const int32_t* row_splits, int32_t num_rows, const ftbert_outputs* outputs, char* error,
                           size_t error_size);
 FTBERT_API int ftbert_tune(int64_t engine, const int32_t* token_counts, int32_t count, char* error, size_t error_size);
+FTBERT_API int ftbert_warm(int64_t engine, int32_t most_tokens, int32_t at_once, char* error, size_t error_size);
 
 // Both write at most `size` bytes of NUL-terminated JSON and return the length it wants (as snprintf), or -1 when the
 // engine is unknown.

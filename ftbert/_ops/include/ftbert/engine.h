@@ -103,6 +103,10 @@ class Engine {
   // nothing to choose.
   virtual Status Tune(const std::vector<int32_t>& token_counts) = 0;
 
+  // Does what the first runs of each size up to most_tokens would do, for this many runs at once (1 to 4; more count as
+  // 4). Meanwhile other runs may wait. A no-op where sizes need no preparing.
+  virtual Status Warm(int32_t most_tokens, int32_t at_once) = 0;
+
   virtual const Config& config() const = 0;
 
   // One JSON object: device, name ("cpu avx512 fp32 4 threads", "cuda:0 NVIDIA H100 80GB HBM3 fp16"), precision, isa,

@@ -1,0 +1,145 @@
+// Which batches share a recorded graph, and which graph is let go: no card is needed for it.
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "cuda/buckets.h"
+
+namespace {
+
+using namespace ftbert::cuda;
+
+void TestBuckets() {
+  std::set<int> tokens;
+  for (int t = 1; t <= kGraphTokens; ++t) {
+    const int bucket = TokenBucket(t);
+    CHECK(bucket >= t);
+    CHECK_EQ(TokenBucket(bucket), bucket);
+    CHECK(bucket - t < 32 || bucket - t <= t / 4);  // waste: at most a tile, or a quarter
+    CHECK(t > 256 || bucket % 32 == 0);
+    CHECK(t == 1 || bucket >= TokenBucket(t - 1));
+    tokens.insert(bucket);
+    if (t % 37 != 0 && t > 100) continue;
+    std::set<int> rows;
+    for (int b = 1; b <= t; ++b) {
+      const int most = RowBucket(b, bucket);
+      CHECK(most >= b);
+      CHECK(most <= bucket);
+      CHECK(b == 1 || most >= RowBucket(b - 1, bucket));
+      rows.insert(most);
+    }
+    CHECK(rows.size() <= 4);
+    CHECK_EQ(RowBucket(bucket, bucket), bucket);
+  }
+  CHECK_EQ(tokens.size(), size_t{32});
+  CHECK_EQ(RowBucket(1, 128), 1);
+  CHECK_EQ(RowBucket(1, 576), 32);
+  CHECK_EQ(RowBucket(8, 1024), 32);
+  CHECK_EQ(RowBucket(33, 1024), 128);
+  CHECK_EQ(RowBucket(129, 1024), 1024);
+  CHECK_EQ(RowBucket(32, 4096), 128);
+}
+
+struct Entry {
+  GraphKey key;
+  int made = 0;
+};
+
+GraphKey KeyOf(int rows, int tokens) {
+  GraphKey key;
+  key.tokens = TokenBucket(tokens);
+  key.rows = RowBucket(rows, key.tokens);
+  return key;
+}
+
+// Batches as the soak's and a server's: whatever comes, graphs are made at the beginning, never later.
+void TestRandomTraffic() {
+  std::mt19937 random(5);
+  std::lognormal_distribution<double> lengths(std::log(40.), 0.6);
+  for (const int most_rows : {4, 32, 128}) {
+    RecentList<Entry> graphs(kGraphs);
+    int made = 0, late = 0, dropped = 0;
+    for (int i = 0; i < 20000; ++i) {
+      const int rows = 1 + static_cast<int>(random() % most_rows);
+      int tokens = 0;
+      for (int b = 0; b < rows; ++b) {
+        const int length = random() % 8 == 0 ? 1 + static_cast<int>(random() % 512) : static_cast<int>(lengths(random));
+        tokens += std::max(3, std::min(512, length));
+      }
+      if (tokens > kGraphTokens) continue;
+      const GraphKey key = KeyOf(rows, tokens);
+      if (graphs.Find(key) != nullptr) continue;
+      graphs.Add(key, [&](Entry*) { ++dropped; });
+      ++made;
+      late += i >= 10000;
+    }
+    CHECK(made <= 48);
+    CHECK(late <= 1);
+    CHECK_EQ(dropped, 0);
+    CHECK_EQ(graphs.size(), static_cast<size_t>(made));
+  }
+}
+
+void TestEviction() {
+  RecentList<Entry> list(3);
+  std::vector<int> dropped;
+  const auto drop = [&](Entry* e) { dropped.push_back(e->made); };
+  const auto key = [](int tokens) {
+    GraphKey k;
+    k.tokens = tokens;
+    return k;
+  };
+  for (int i = 1; i <= 3; ++i) list.Add(key(i), drop)->made = i;
+  CHECK(list.Find(key(1)) != nullptr);  // now 2 is the one not used for longest
+  CHECK_EQ(list.Find(key(1))->made, 1);
+  list.Add(key(4), drop)->made = 4;
+  CHECK_EQ(dropped.size(), size_t{1});
+  CHECK_EQ(dropped[0], 2);
+  CHECK(list.Find(key(2)) == nullptr);
+  GraphKey other = key(1);
+  other.all_tokens = true;
+  CHECK(list.Find(other) == nullptr);
+  other = key(1);
+  other.rows = 1;
+  CHECK(list.Find(other) == nullptr);
+  CHECK_EQ(list.size(), size_t{3});
+  list.Clear(drop);
+  CHECK_EQ(dropped.size(), size_t{4});
+  CHECK_EQ(list.size(), size_t{0});
+}
+
+// What is warmed up is what traffic asks for, each size once, and it fits.
+void TestWarmSizes() {
+  for (const int longest : {33, 128, 512}) {
+    for (const int most : {1, 100, 1024, 4096, 100000}) {
+      std::set<std::pair<int, int>> keys;
+      std::set<int> tokens;
+      for (const auto& size : WarmSizes(most, longest)) {
+        CHECK(size.second >= 1 && size.second <= size.first);
+        CHECK((size.first + size.second - 1) / size.second <= longest);
+        const GraphKey key = KeyOf(size.second, size.first);
+        CHECK_EQ(key.tokens, size.first);
+        CHECK(keys.insert(std::make_pair(key.tokens, key.rows)).second);
+        tokens.insert(size.first);
+      }
+      CHECK(keys.size() <= kGraphs);
+      for (int t = 1; t <= std::min(most, kGraphTokens); ++t) CHECK_EQ(tokens.count(TokenBucket(t)), size_t{1});
+    }
+  }
+  CHECK_EQ(WarmSizes(4096, 512).size(), size_t{44});
+  CHECK_EQ(WarmSizes(1, 512).size(), size_t{2});
+}
+
+}  // namespace
+
+int main() {
+  TestBuckets();
+  TestRandomTraffic();
+  TestEviction();
+  TestWarmSizes();
+  return ftbert_test::Finish();
+}
