@@ -12,7 +12,7 @@ with tempfile.TemporaryDirectory() as folder:
         dev=os.path.join(data, "intents_test.tsv"),
         pretrained=None,  # the folder of a pretrained BERT; None: a small model from scratch
         output=os.path.join(folder, "intents"),
-        **dict(epochs=8, learning_rate=5e-4, max_length=64, config={"num_hidden_layers": 2, "initializer_range": 0.05})
+        max_length=64,
     )
     print("accuracy on the dev rows: %.1f%%" % (100 * result.metrics["accuracy"]))
     with ftbert.FastBertClassifier.load(result.output) as clf:

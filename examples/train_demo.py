@@ -37,6 +37,7 @@ def train(output, epochs, seed):
         learning_rate=3e-4,
         dropout=0.4,
         classifier_dropout=0.4,
+        word_dropout=0.0,
         label_smoothing=0.1,
         max_length=64,
         precision="fp16",

@@ -42,6 +42,10 @@ TINY = {
     "epochs": 2,
     "batch_size": 16,
     "learning_rate": 1e-3,
+    "dropout": 0.1,
+    "classifier_dropout": 0.1,
+    "word_dropout": 0.0,
+    "label_smoothing": 0.0,
     "max_length": 16,
     "threads": 1,
     "device": "cpu",
@@ -493,6 +497,13 @@ def test_bad_options_are_refused_first(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         run(tmp_path / "model", **changes)
     assert os.listdir(str(tmp_path)) == []
+
+
+def test_a_model_from_scratch_has_defaults_of_its_own(tmp_path):
+    options = prepare(TRAIN, DEV, vocab_size=200).options
+    assert (options.epochs, options.learning_rate, options.dropout, options.label_smoothing) == (20, 5e-4, 0.3, 0.1)
+    options = prepare(TRAIN, DEV, vocab_size=200, epochs=2, dropout=None).options
+    assert (options.epochs, options.dropout, options.word_dropout) == (2, None, 0.2)
 
 
 def test_a_foreign_folder_is_not_replaced(tmp_path):

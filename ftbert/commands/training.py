@@ -26,15 +26,17 @@ def finetune(
     pair_column: Optional[str] = typer.Option(None, help="The second text's, for sentence pairs."),
     multi_label: bool = typer.Option(False, help="A row has a set of labels, separated by --label-separator."),
     label_separator: str = typer.Option(",", help="Between the labels in one cell."),
-    epochs: int = typer.Option(3, help="Passes over the rows."),
+    epochs: Optional[int] = typer.Option(None, help="Passes over the rows; left out: 3, from scratch 20."),
     batch_size: int = typer.Option(32, help="Rows to an update."),
     accumulation: int = typer.Option(1, help="Micro-batches to an update, for less memory."),
-    learning_rate: float = typer.Option(5e-5, help="Peak of the rate; 5e-4 suits a small model from scratch."),
+    learning_rate: Optional[float] = typer.Option(None, help="Peak of the rate; left out: 5e-5, from scratch 5e-4."),
     warmup: float = typer.Option(0.1, help="Share of the updates in which the rate rises."),
     max_length: int = typer.Option(128, help="Longest row in tokens."),
     truncation: str = typer.Option("head", help="error, head, tail or head+tail."),
     class_weights: Optional[str] = typer.Option(None, help="balanced, or left out."),
-    label_smoothing: float = typer.Option(0.0, help="Share of each target spread evenly."),
+    label_smoothing: Optional[float] = typer.Option(
+        None, help="Share of each target spread evenly; left out: 0, from scratch 0.1."
+    ),
     layer_decay: float = typer.Option(1.0, help="Learning rate of a layer over the next one's above."),
     freeze: Optional[str] = typer.Option(None, help="encoder, or how many layers from below."),
     metric: str = typer.Option("accuracy", help="accuracy, macro_f1 or loss: what decides which epoch is kept."),
@@ -86,6 +88,9 @@ def finetune(
         "lower_case": lower_case,
         "resume": resume,
     }
+    for name in ("epochs", "learning_rate", "label_smoothing"):
+        if options[name] is None:  # the default depends on whether there is a pretrained model
+            del options[name]
     options.update(_further(option))
     result = train_model(train=train, dev=dev, pretrained=pretrained, output=output, **options)
     typer.echo(
