@@ -18,7 +18,14 @@ from ftbert.errors import CheckpointError, ConfigError
 from ftbert.tokenization import Tokenizer
 from ftbert.training.corpus import hold_out, read_corpus, rows_of
 from ftbert.training.masking import Masker
-from ftbert.training.plan import add_pretrained, check_max_length, check_output, load_pretrained, scratch_config
+from ftbert.training.plan import (
+    add_pretrained,
+    check_max_length,
+    check_output,
+    load_pretrained,
+    scratch_config,
+    without_precision,
+)
 from ftbert.training.pretraining_options import PretrainingOptions, make_pretraining_options
 from ftbert.training.run_folder import RunFolder, write_text
 
@@ -88,7 +95,7 @@ def _prepare(text: Any, pretrained: Optional[str], vocab: Optional[str], options
 
 def _fingerprint(plan: _Plan, version: str, devices: int) -> str:
     digest = hashlib.sha256()
-    parts: List[Any] = ["pretrain", plan.options.recipe(), plan.config.to_dict(), version, devices]
+    parts: List[Any] = ["pretrain", without_precision(plan.options.recipe()), plan.config.to_dict(), version, devices]
     parts += [plan.tokenizer.settings(), plan.tokenizer.vocab, plan.train, plan.dev]
     if plan.pretrained is not None:
         add_pretrained(plan.pretrained, parts, digest)

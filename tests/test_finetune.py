@@ -259,6 +259,15 @@ def test_other_settings_do_not_take_up_the_run(trained, tmp_path):
     assert run(tmp_path / "model", epochs=1, learning_rate=2e-3, resume=False).output == first.output
 
 
+def test_another_precision_is_saved_without_training_again(tmp_path):
+    """What the error of an overflow advises."""
+    first = run(tmp_path / "model", epochs=1, precision="fp16")
+    assert {array.dtype.name for array in read_weights(first.output).values()} == {"float16"}
+    second = run(tmp_path / "model", epochs=1, precision="fp32")
+    assert second.examples_per_second == 0 and second.history == first.history
+    assert {array.dtype.name for array in read_weights(second.output).values()} == {"float32"}
+
+
 def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch):
     from ftbert.training import trainer
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "load_pretrained",
     "prepare",
     "scratch_config",
+    "without_precision",
 ]
 
 # A model from scratch, where `config` does not say otherwise: about 1.6 million weights beside the embeddings. With
@@ -238,7 +239,8 @@ def class_weights(plan: Plan) -> Optional[np.ndarray]:
 def fingerprint(plan: Plan, version: str, devices: int = 1) -> str:
     """Of all that decides the weights: a run is taken up again only where it would end the same."""
     digest = hashlib.sha256()
-    parts: List[Any] = [plan.options.recipe(), plan.config.to_dict(), plan.labels, version, plan.tokenizer.settings()]
+    recipe = without_precision(plan.options.recipe())
+    parts: List[Any] = [recipe, plan.config.to_dict(), plan.labels, version, plan.tokenizer.settings()]
     if devices > 1:  # they draw dropout each for itself, and sum in another order
         parts.append(devices)
     if plan.pretrained is not None:
@@ -248,6 +250,11 @@ def fingerprint(plan: Plan, version: str, devices: int = 1) -> str:
     parts.append(plan.tokenizer.vocab)
     digest.update(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode("ascii"))
     return digest.hexdigest()
+
+
+def without_precision(recipe: Dict[str, Any]) -> Dict[str, Any]:
+    """What of a recipe decides the weights that training ends with: all but how they are saved at last."""
+    return {name: value for name, value in recipe.items() if name != "precision"}
 
 
 def add_pretrained(folder: ModelFolder, parts: List[Any], digest: Any) -> None:
