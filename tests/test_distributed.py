@@ -173,6 +173,42 @@ def test_a_workers_error_comes_back_as_it_is_and_nothing_is_left(cluster, model,
     assert sorted(os.listdir(str(tmp_path))) == ["good.jsonl", "null.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (
+            {"a.jsonl": b'{"text": "a"}\n', "b.jsonl": b'{"text": "a"}\n{"text":\n'},
+            "b.jsonl: .*line 2: Expecting value",
+        ),
+        ({"a.jsonl": b'{"text": "a"}\n{"text": 5}\n'}, "a.jsonl: .*changed from string to number in row 1"),
+        ({"a.jsonl": b'{"text": "\xe9"}\n'}, "UTF-8"),
+        ({"a.csv": b"id,text\n1,a\n", "b.csv": b"id,text\n1\n"}, "b.csv: .*Expected 2 columns, got 1"),
+        ({"a.csv": b"id,text\n1\n"}, "a.csv: .*Expected 2 columns, got 1"),
+        ({"a.csv": b"id,text\n1,\xe9\n"}, "a.csv: .*UTF8"),
+        ({"a.csv": b""}, "0 bytes"),
+        ({"a.parquet": b""}, "a.parquet: expected Parquet"),
+        ({"a.parquet": b"PAR1" + 60 * b"x" + b"PAR1"}, "a.parquet: cannot be read as parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(cluster, model, tmp_path, files, message):
+    (tmp_path / "in").mkdir()
+    for name, content in files.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        predict(str(tmp_path / "in"), model, str(tmp_path / "out"), progress=False)
+    assert os.listdir(str(tmp_path)) == ["in"]
+
+
+def test_an_empty_file_has_no_rows(cluster, model, tmp_path, caplog):
+    (tmp_path / ".out.writing-0").mkdir()  # of a driver that was killed
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_bytes(b"")
+    (tmp_path / "in" / "b.csv").write_bytes(b"text\nabc\n")
+    predict(str(tmp_path / "in"), model, str(tmp_path / "out"), progress=False)
+    assert [row["text"] for row in read_files(str(tmp_path / "out"), "csv")] == ["abc"]
+    assert ".out.writing-0: left by a call that was killed" in caplog.text
+
+
 def test_a_node_whose_cards_cannot_be_used_is_said_so(cluster, model, tmp_path):
     """Ray promises a card where ours finds none: an error, never the CPU in silence."""
     made, _ = cluster

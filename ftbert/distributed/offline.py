@@ -7,22 +7,20 @@ after the task, so that a repetition replaces it. The output folder gets its nam
 rows are counted.
 """
 
-import inspect
+import contextlib
 import os
 import re
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from ftbert import errors
-from ftbert.distributed.output import READER_CPUS, check_output, write
+from ftbert.distributed.output import check_output, write
+from ftbert.distributed.reading import KINDS, format_of, read, unreadable
 from ftbert.errors import ConfigError, FtbertError, InputError, UnavailableError
 
 if TYPE_CHECKING:
     import ray.data
 
 __all__ = ["predict"]
-
-_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-_EXTENSIONS = {"parquet": ["parquet"], "csv": ["csv"], "jsonl": ["jsonl", "ndjson", "json"]}
 
 # Batches in a block, the unit that is computed again after a failure. Readers make blocks of up to 128 MB, a million
 # texts.
@@ -77,7 +75,8 @@ def predict(
         "score" and "truncated".
 
     Raises:
-        InputError: a column or a text is missing, the input has no known format, the output exists or is the input.
+        InputError: a column or a text is missing, the input has no known format, one of its files cannot be read (the
+            message names it), the output exists or is the input.
         UnavailableError: Ray is not installed.
         FtbertError: what a worker raised, such as a model that cannot be loaded there.
     """
@@ -88,17 +87,19 @@ def predict(
     path_in = None
     if isinstance(dataset, (str, os.PathLike)):
         path_in = os.path.abspath(os.fspath(dataset))
-        format_in = _format_of(path_in)
+        format_in = format_of(path_in)
     format_out = output_format or format_in or "parquet"
-    if format_out not in _EXTENSIONS:
-        raise ConfigError("output_format: expected one of %s, got %r." % (", ".join(_EXTENSIONS), output_format))
+    if format_out not in KINDS:
+        raise ConfigError("output_format: expected one of %s, got %r." % (", ".join(KINDS), output_format))
     if output is not None:
         check_output(output, overwrite, path_in)
     if not ray.is_initialized():
         ray.init(logging_level="warning", log_to_driver=False)
-    rows: Any = _read(path_in, format_in) if path_in is not None else dataset
     columns = [text_column] + ([pair_column] if pair_column else [])
-    _check_columns(rows, columns, ["label", "score", "truncated"], prefix, scores)
+    with _own_errors(path_in, format_in):
+        rows: Any = read(path_in, format_in) if path_in is not None and format_in is not None else dataset
+        rows.context.enable_progress_bars = progress
+        _check_columns(rows, columns, ["label", "score", "truncated"], prefix, scores)
     settings: Dict[str, Any] = {
         "model": os.path.abspath(model) if os.path.exists(model) else model,
         "columns": columns,
@@ -128,10 +129,8 @@ def predict(
     context.enable_progress_bars = progress
     if output is None:
         return predicted
-    try:
-        write(predicted, output, format_out, _read, None if path_in is None else rows.count())
-    except ray.exceptions.RayError as error:
-        raise _own_error(error) from error
+    with _own_errors(path_in, format_in):
+        write(predicted, output, format_out, read, None if path_in is None else rows.count())
     return None
 
 
@@ -175,7 +174,10 @@ class _Worker:
 
 
 def _texts_of(table: Any, column: str) -> List[str]:
-    texts = table.column(column).to_pylist()
+    try:
+        texts = table.column(column).to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError("Column %r: expected UTF-8 in every row, got %s." % (column, error)) from None
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(
@@ -193,53 +195,6 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise UnavailableError("Expected Ray, which is not installed: pip install 'ftbert[ray]'.") from error
     return ray
-
-
-def _files(path: str) -> List[str]:
-    """The data files of a path: itself, or what a folder holds besides hidden files, at any depth."""
-    if not os.path.isdir(path):
-        return [path]
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if name[0] not in "._")
-        found += [os.path.join(folder, name) for name in sorted(files) if name[0] not in "._"]
-    return found
-
-
-def _format_of(path: str) -> str:
-    if not os.path.exists(path):
-        raise InputError("%s: expected a file or folder of Parquet, CSV or JSON lines, found nothing." % path)
-    files = _files(path)
-    formats = {_SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in files}
-    if len(formats) != 1 or None in formats:
-        raise InputError(
-            "%s: expected files of one kind (%s), found %s."
-            % (path, ", ".join(_SUFFIXES), sorted({os.path.splitext(name)[1] or name for name in files}) or "none")
-        )
-    return str(formats.pop())
-
-
-def _read(path: str, kind: Optional[str]) -> Any:
-    import ray.data
-
-    # Ray 2.5x takes the readers' resources as arguments of their own, older ones in ray_remote_args alone.
-    named = "num_cpus" in inspect.signature(ray.data.read_parquet).parameters
-    light: Dict[str, Any] = {"num_cpus": READER_CPUS} if named else {"ray_remote_args": {"num_cpus": READER_CPUS}}
-    files = _files(path)
-    if kind == "parquet":
-        return ray.data.read_parquet(files, **light)
-    if kind == "jsonl":
-        return ray.data.read_json(files, file_extensions=None, **light)
-    import pyarrow
-    from pyarrow import csv
-
-    # Quoted fields may hold line ends. Without types given, "007" would become 7, and a block of numbers a column of
-    # another type than the next block's.
-    parse = csv.ParseOptions(newlines_in_values=True)
-    with csv.open_csv(files[0], parse_options=parse) as reader:
-        names = reader.schema.names
-    convert = csv.ConvertOptions(column_types={name: pyarrow.string() for name in names})
-    return ray.data.read_csv(files, parse_options=parse, convert_options=convert, file_extensions=None, **light)
 
 
 def _check_columns(rows: Any, needed: List[str], new: List[str], prefix: str, scores: bool) -> None:
@@ -286,8 +241,23 @@ def _has_room(ray: Any, resources: Dict[str, float]) -> bool:
     return any(node["Alive"] and node["Resources"].get("CPU", 0) - resources["num_cpus"] >= 1 for node in ray.nodes())
 
 
-def _own_error(error: BaseException) -> BaseException:
-    """The FtbertError that a worker raised, found in the traceback that Ray's error carries as text."""
-    found = re.findall(r"ftbert\.errors\.(\w+): (.+)", str(error))
-    kind = getattr(errors, found[-1][0], None) if found else None
-    return kind(found[-1][1]) if kind is not None else error
+@contextlib.contextmanager
+def _own_errors(path: Optional[str], kind: Optional[str]) -> Iterator[None]:
+    """Ray's errors as ours: what a worker raised, or the file of the input that cannot be read."""
+    import pyarrow
+    import ray.exceptions
+
+    try:
+        yield
+    except (ray.exceptions.RayError, pyarrow.ArrowException, OSError) as error:
+        # A worker's error is found in the traceback that Ray's error carries as text.
+        found = re.findall(r"ftbert\.errors\.(\w+): (.+)", str(error))
+        known = getattr(errors, found[-1][0], None) if found else None
+        if known is not None:
+            raise known(found[-1][1]) from error
+        from_reader = not isinstance(error, ray.exceptions.RayError) or "Read" in str(error).partition("\n")[0]
+        if path is not None and kind is not None and from_reader:
+            wrong = unreadable(path, kind)
+            if wrong is not None:
+                raise InputError(wrong) from error
+        raise

@@ -1,5 +1,7 @@
 """The output folder of `predict`: written beside its place, counted, named, and only then put there."""
 
+import glob
+import logging
 import os
 import re
 import shutil
@@ -9,6 +11,8 @@ from typing import Any, Callable, Optional
 from ftbert.errors import FtbertError, InputError
 
 __all__ = ["READER_CPUS", "check_output", "write"]
+
+_log = logging.getLogger("ftbert.distributed")
 
 # Reading and writing wait for disks, not for processors: they fit beside the actors on every node.
 READER_CPUS = 0.25
@@ -59,6 +63,8 @@ def write(predicted: Any, output: str, kind: str, read: Callable[[str, str], Any
     os.makedirs(parent, exist_ok=True)
     beside = os.path.join(parent, ".%s.writing-%s" % (name, uuid.uuid4().hex[:8]))
     light = {"num_cpus": READER_CPUS}
+    for left in glob.glob(os.path.join(glob.escape(parent), ".%s.writing-*" % glob.escape(name))):
+        _log.warning("%s: left by a call that was killed, unless one still writes there; it may be removed.", left)
     try:
         if kind == "parquet":
             predicted.write_parquet(beside, ray_remote_args=light)
