@@ -12,6 +12,8 @@ for package in ("tokenizers", "starlette", "orjson", "prometheus_client", "httpx
 
 import orjson  # noqa: E402
 from serving_fakes import KnownPredictor  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
+from starlette.routing import Mount  # noqa: E402
 from test_serving_http import JSON, Client, by_label  # noqa: E402
 
 from ftbert import FastBertClassifier  # noqa: E402
@@ -187,9 +189,10 @@ def test_many_rows_are_written_like_few(labels, rows):
     body = render_predictions(scores, names, single=False)
     one_by_one = [orjson.loads(render_predictions(scores[row : row + 1], names, single=True)) for row in range(rows)]
     assert orjson.loads(body) == one_by_one
-    assert body == b"[" + b",".join(
-        render_predictions(scores[row : row + 1], names, single=True) for row in range(rows)
-    ) + b"]"
+    assert (
+        body
+        == b"[" + b",".join(render_predictions(scores[row : row + 1], names, single=True) for row in range(rows)) + b"]"
+    )
 
 
 def test_devices_reach_the_loader(monkeypatch):
@@ -215,3 +218,32 @@ def test_devices_reach_the_loader(monkeypatch):
 )
 def test_the_device_option(option, arguments):
     assert devices_of(option) == arguments
+
+
+def test_middleware_added_to_the_application_sees_every_request(known):
+    app = create_app(known)
+    seen = []
+
+    class Watch:
+        def __init__(self, inner):
+            self.inner = inner
+
+        async def __call__(self, scope, receive, send):
+            seen.append(scope.get("path"))
+            await self.inner(scope, receive, send)
+
+    app.add_middleware(Watch)
+    client = Client(app)
+    assert client.predict("abc").status_code == 200 and client("GET", "/health").status_code == 200
+    assert seen == ["/predict", "/health"]
+    client.close()
+
+
+def test_mounted_below_another_path(known):
+    inner = create_app(known)
+    outer = Starlette(routes=[Mount("/predict", app=inner)])
+    outer.state.table = inner.state.table
+    client = Client(outer)
+    assert client("POST", "/predict/predict", json={"inputs": "abc"}).status_code == 200
+    assert client("POST", "/predict", json={"inputs": "abc"}).status_code in (307, 404)
+    client.close()

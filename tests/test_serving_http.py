@@ -12,8 +12,6 @@ for package in ("tokenizers", "starlette", "orjson", "prometheus_client", "httpx
 
 import httpx  # noqa: E402
 from serving_fakes import KnownPredictor  # noqa: E402
-from starlette.applications import Starlette  # noqa: E402
-from starlette.routing import Mount  # noqa: E402
 
 from ftbert.errors import CheckpointError, ConfigError, EngineError  # noqa: E402
 from ftbert.serving import ServeOptions, create_app  # noqa: E402
@@ -419,35 +417,6 @@ def test_a_draining_server_is_alive_but_not_ready(client):
     for path in ("/ready", "/v2/health/ready", "/v2/models/default/ready"):
         response = client("GET", path)
         assert response.status_code == 503 and response.headers["retry-after"] == "1"
-
-
-def test_middleware_added_to_the_application_sees_every_request(known):
-    app = create_app(known)
-    seen = []
-
-    class Watch:
-        def __init__(self, inner):
-            self.inner = inner
-
-        async def __call__(self, scope, receive, send):
-            seen.append(scope.get("path"))
-            await self.inner(scope, receive, send)
-
-    app.add_middleware(Watch)
-    client = Client(app)
-    assert client.predict("abc").status_code == 200 and client("GET", "/health").status_code == 200
-    assert seen == ["/predict", "/health"]
-    client.close()
-
-
-def test_mounted_below_another_path(known):
-    inner = create_app(known)
-    outer = Starlette(routes=[Mount("/predict", app=inner)])
-    outer.state.table = inner.state.table
-    client = Client(outer)
-    assert client("POST", "/predict/predict", json={"inputs": "abc"}).status_code == 200
-    assert client("POST", "/predict", json={"inputs": "abc"}).status_code in (307, 404)
-    client.close()
 
 
 def test_metrics_count_what_happened(client):
