@@ -247,3 +247,11 @@ def test_mounted_below_another_path(known):
     assert client("POST", "/predict/predict", json={"inputs": "abc"}).status_code == 200
     assert client("POST", "/predict", json={"inputs": "abc"}).status_code in (307, 404)
     client.close()
+
+
+@pytest.mark.parametrize(
+    "member, got",
+    [([], "got 0."), (["a", "b", "c"], "got 3."), ([["a"]], "got one that holds an array."), ("b", "got a string.")],
+)
+def test_a_wrong_member_is_named(client, member, got):
+    assert got in client.predict([["a"], member]).json()["error"]

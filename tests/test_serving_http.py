@@ -206,14 +206,6 @@ def test_a_wrong_body_is_refused(client, body, status):
 
 
 @pytest.mark.parametrize(
-    "member, got",
-    [([], "got 0."), (["a", "b", "c"], "got 3."), ([["a"]], "got one that holds an array."), ("b", "got a string.")],
-)
-def test_a_wrong_member_is_named(client, member, got):
-    assert got in client.predict([["a"], member]).json()["error"]
-
-
-@pytest.mark.parametrize(
     "body, status",
     [
         (b'{"inputs": [["a"]]}', 422),
