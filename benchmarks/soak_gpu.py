@@ -6,7 +6,8 @@
 Rows of 1 .. 512 tokens are run alone first; whatever batch they come back in, their logits must be the same to
 rounding. Batches have 1 to 600 rows, most of them few. Device memory, resident memory, threads and open files are noted
 ten times a minute; growth is counted from a fifth of the time on, when every graph and workspace is made. Time in which
-the process was stopped (SIGSTOP) does not count. Writes results/soak_<precision>_<device>.json; exits 1 on a wrong row
+the process was stopped (SIGSTOP) does not count. The engine's switches (FTBERT_CUDA_DISABLE, docs/roofline.md) say what
+a failure comes from. Writes results/soak_<precision>_<device>.json; exits 1 on a wrong row
 or growth.
 """
 
@@ -92,8 +93,11 @@ class Soak:
                 logits = self.classifier.predict_ids(self.batch(chosen))
                 off = np.abs(logits - self.alone[chosen]).max(axis=1)
                 self.worst[number] = max(self.worst[number], float(off.max()))
-                if not (off <= tolerance).all():
-                    self.wrong.append([number, self.calls[number], float(off.max())])
+                bad = ~(off <= tolerance)
+                if bad.any():
+                    tokens = sum(len(self.rows[i]) for i in chosen)
+                    what = [number, self.calls[number], float(off.max()), len(chosen), tokens, int(bad.sum())]
+                    self.wrong.append(what)
                 self.calls[number] += 1
                 self.texts[number] += len(chosen)
         except Exception as error:  # noqa: BLE001 - counted; the others go on
@@ -123,6 +127,7 @@ def main():
         "revision": common.revision(),
         "machine": common.machine(),
         "engine": classifier.engine,
+        "switches": {key: os.environ[key] for key in sorted(os.environ) if key.startswith("FTBERT_CUDA_")},
         "tolerance": tolerance,
         "rows_apart": apart,
     }
@@ -160,6 +165,7 @@ def summarize(soak, samples, active, result):
             values = [s[key] for s in settled]
             growth[key] = round(statistics.median(values[-quarter:]) - statistics.median(values[:quarter]), 1)
     result.update(
+        wrong_rows_are="of a batch: thread, its call, largest difference, rows, tokens, wrong rows",
         seconds=round(active, 1),
         calls=sum(soak.calls),
         texts=sum(soak.texts),
