@@ -5,6 +5,14 @@
 // runs a few rows per step between the products of the next: the tile unit and the vector units work at the same time,
 // which matters because GELU of a block costs nearly half as many cycles as the products of 768 inputs.
 //
+// The four loads of a step come before its four products. On a Xeon of 16 shared processors, tiles in the first-level
+// cache: 1200 G bf16 multiply-adds a second without loads, 282 with one load before each product, 52 + 16 cycles for
+// each, as if a load waited for the product before it.
+//
+// While a panel is computed the next one is fetched into the second-level cache. Rows that do not fill the last block
+// are computed together with rows of the block before, which get the same bits twice: so a panel is read once, and the
+// shapes of the tiles stay as they are.
+//
 // Tiles are configured on entry and released on return: a thread that keeps live tiles pays for 8 KiB at every context
 // switch.
 #include "cpu/vec_avx512.h"
@@ -58,22 +66,36 @@ struct PendingBlock {
   }
 };
 
-#define FTBERT_AMX_STEP_OF(dot)                          \
-  AMX_LOAD(4, in, stride);                               \
-  AMX_LOAD(6, weights, 4 * kColumns);                    \
-  dot(0, 4, 6);                                          \
-  AMX_LOAD(7, weights + 64, 4 * kColumns);               \
-  dot(1, 4, 7);                                          \
-  if (kTiles == 2) {                                     \
-    AMX_LOAD(5, in + kTileRows * stride, stride);        \
-    dot(2, 5, 6);                                        \
-    dot(3, 5, 7);                                        \
+#define FTBERT_AMX_STEP_OF(dot)                                             \
+  AMX_LOAD(4, in, stride);                                                  \
+  AMX_LOAD(6, weights, 4 * kColumns);                                       \
+  AMX_LOAD(7, weights + 64, 4 * kColumns);                                  \
+  if (kTiles == 2) AMX_LOAD(5, in + kTileRows * stride, stride);            \
+  dot(0, 4, 6);                                                             \
+  dot(1, 4, 7);                                                             \
+  if (kTiles == 2) {                                                        \
+    dot(2, 5, 6);                                                           \
+    dot(3, 5, 7);                                                           \
   }
 
-// Sums of kTiles row tiles by one panel; the block before is finished on the way.
+// Cache lines of a panel that one step reads, and the bytes of them.
+constexpr int kStepLines = 4 * kColumns / 64 * kTileRows;
+constexpr size_t kStepBytes = size_t{4} * kColumns * kTileRows;
+
+// What is fetched ahead, so many lines with every step.
+struct FetchAhead {
+  const uint8_t* at = nullptr;
+  int lines = 0;
+
+  void Advance() {
+    for (int i = 0; i < lines; ++i, at += 64) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+  }
+};
+
+// Sums of kTiles row tiles by one panel; the block before is finished on the way, and the next panel fetched.
 template <Epilogue kEpilogue, typename Dot, int kTiles>
 inline void BlockSums(const uint8_t* in, size_t stride, const uint8_t* weights, int32_t lines,
-                      PendingBlock<kEpilogue, Dot>* before, typename Dot::Element* sums) {
+                      FetchAhead* ahead, PendingBlock<kEpilogue, Dot>* before, typename Dot::Element* sums) {
   AMX_ZERO(0);
   AMX_ZERO(1);
   if (kTiles == 2) {
@@ -88,7 +110,8 @@ inline void BlockSums(const uint8_t* in, size_t stride, const uint8_t* weights, 
       FTBERT_AMX_STEP_OF(AMX_DOT_BF16)
     }
     in += kLineBytes;
-    weights += kLineBytes / 4 * 4 * kColumns;
+    weights += kStepBytes;
+    ahead->Advance();
     before->Advance(rows_per_step);
   }
   before->Advance(kBlockRows);
@@ -107,38 +130,36 @@ void ComputeAs(const LinearJob& job) {
   alignas(64) typename Dot::Element sums[2][kBlockRows * kColumns];
   int current = 0;
   PendingBlock<kEpilogue, Dot> before;
-  // Whole blocks first, then the rows that are left, with smaller tiles: rows beyond the last are never read.
-  const int32_t whole = job.rows / kBlockRows * kBlockRows;
-  const int32_t left = job.rows - whole;
   TileShapes shapes;
-  for (int pass = 0; pass < 2; ++pass) {
-    const int32_t begin = pass == 0 ? 0 : whole, end = pass == 0 ? whole : job.rows;
-    if (begin == end) continue;
-    if (pass == 1) {
-      const int32_t first = left < kTileRows ? left : kTileRows;
-      const int32_t second = left - first;
-      shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = static_cast<uint8_t>(first);
-      shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = static_cast<uint8_t>(second > 0 ? second : 1);
-    }
-    AMX_CONFIGURE(&shapes);
-    for (int32_t p = 0; p < job.panel_count; ++p) {
-      const uint8_t* weights = job.weights + p * job.panel_bytes;
-      for (int32_t row = begin; row < end; row += kBlockRows) {
-        const int32_t rows = end - row < kBlockRows ? end - row : kBlockRows;
-        const uint8_t* in = job.in + row * job.in_stride;
-        if (rows > kTileRows) {
-          BlockSums<kEpilogue, Dot, 2>(in, job.in_stride, weights, job.lines, &before, sums[current]);
-        } else {
-          BlockSums<kEpilogue, Dot, 1>(in, job.in_stride, weights, job.lines, &before, sums[current]);
-        }
-        before.job = &job;
-        before.sums = sums[current];
-        before.panel = p;
-        before.row = row;
-        before.next = 0;
-        before.rows = rows;
-        current ^= 1;
+  if (job.rows < kBlockRows) {  // rows beyond the last are never read
+    const int32_t first = job.rows < kTileRows ? job.rows : kTileRows;
+    const int32_t second = job.rows - first;
+    shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = static_cast<uint8_t>(first);
+    shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = static_cast<uint8_t>(second > 0 ? second : 1);
+  }
+  AMX_CONFIGURE(&shapes);
+  const int32_t blocks = (job.rows + kBlockRows - 1) / kBlockRows;
+  const int32_t rows = job.rows < kBlockRows ? job.rows : kBlockRows;
+  for (int32_t p = 0; p < job.panel_count; ++p) {
+    const uint8_t* weights = job.weights + p * job.panel_bytes;
+    FetchAhead ahead;
+    ahead.at = weights + job.panel_bytes;
+    ahead.lines = p + 1 < job.panel_count ? (kStepLines + blocks - 1) / blocks : 0;
+    for (int32_t block = 0; block < blocks; ++block) {
+      const int32_t row = block + 1 < blocks ? block * kBlockRows : job.rows - rows;
+      const uint8_t* in = job.in + row * job.in_stride;
+      if (rows > kTileRows) {
+        BlockSums<kEpilogue, Dot, 2>(in, job.in_stride, weights, job.lines, &ahead, &before, sums[current]);
+      } else {
+        BlockSums<kEpilogue, Dot, 1>(in, job.in_stride, weights, job.lines, &ahead, &before, sums[current]);
       }
+      before.job = &job;
+      before.sums = sums[current];
+      before.panel = p;
+      before.row = row;
+      before.next = 0;
+      before.rows = rows;
+      current ^= 1;
     }
   }
   before.Advance(kBlockRows);
