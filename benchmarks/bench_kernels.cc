@@ -48,10 +48,19 @@ double Now() { return std::chrono::duration<double>(Clock::now().time_since_epoc
 double seconds_per_case = 1.0;
 size_t least_runs = 3;
 std::string wanted_case;
-std::string json;
+std::string json, json_path;
 
+// Written anew with every record: a run that is cut off leaves what it had.
 void Record(const std::string& name, const std::string& fields) {
   json += (json.empty() ? "" : ",\n  ") + std::string("{\"case\": \"") + name + "\", " + fields + "}";
+  if (json_path.empty()) return;
+  std::FILE* file = std::fopen(json_path.c_str(), "w");
+  if (file == nullptr) {
+    std::perror(json_path.c_str());
+    std::exit(1);
+  }
+  std::fprintf(file, "[\n  %s\n]\n", json.c_str());
+  std::fclose(file);
 }
 
 std::string Number(double value) {
@@ -289,7 +298,7 @@ void BenchModel(const ftbert_test::RandomModel& model, int threads, Precision pr
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string json_path, parts, thread_list = "1", precision_list = "fp32";
+  std::string parts, thread_list = "1", precision_list = "fp32";
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--threads" && i + 1 < argc) {
@@ -335,15 +344,6 @@ int main(int argc, char** argv) {
         BenchModel(model, threads, precision, name, peak);
       }
     }
-  }
-  if (!json_path.empty()) {
-    std::FILE* file = std::fopen(json_path.c_str(), "w");
-    if (file == nullptr) {
-      std::perror(json_path.c_str());
-      return 1;
-    }
-    std::fprintf(file, "[\n  %s\n]\n", json.c_str());
-    std::fclose(file);
   }
   return 0;
 }
