@@ -102,10 +102,10 @@ class Backend {
   virtual Status NewWorkspace(std::unique_ptr<Workspace>* workspace) = 0;
   // Makes room (may fail with kOutOfMemory and leaves the workspace usable) and takes the inputs.
   virtual Status Upload(Workspace* workspace, const Shape& shape, const Batch& batch) = 0;
-  // Runs `loop`, or replays what it recorded of an earlier one of the same shape.
-  virtual Status Execute(Workspace* workspace, const std::function<void()>& loop) {
-    (void)workspace;
-    loop();
+  // Runs `loop` on the workspace, or on workspaces of its own that hold groups of the rows, several at once; or replays
+  // what it recorded of an earlier run of the same shape.
+  virtual Status Execute(Workspace* workspace, const std::function<void(Workspace*)>& loop) {
+    loop(workspace);
     return Status();
   }
   virtual Status Download(Workspace* workspace, const Outputs& outputs) = 0;

@@ -237,7 +237,7 @@ class LayeredEngine final : public Engine {
     return Guard([&] {
       Status step = backend_->Upload(workspace, shape, batch);
       if (step.ok()) {
-        step = backend_->Execute(workspace, [&] { RunLayers(config_, weights_, backend_.get(), workspace); });
+        step = backend_->Execute(workspace, [&](Workspace* w) { RunLayers(config_, weights_, backend_.get(), w); });
       }
       if (step.ok()) step = backend_->Download(workspace, outputs);
       return step;

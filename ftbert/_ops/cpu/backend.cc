@@ -1,5 +1,5 @@
-// The CPU backend: slots, embeddings, attention and the thread team of a run. Products are in product.cc, kernels in
-// their own files, chosen once at load for the instruction set.
+// The CPU backend: embeddings, attention and the kernel table. Buffers and groups of rows are in workspace.cc, products
+// in product.cc, kernels in their own files, chosen once at load for the instruction set.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -12,39 +12,11 @@
 #include "cpu/linear.h"
 #include "cpu/product.h"
 #include "cpu/thread_pool.h"
+#include "cpu/workspace.h"
 
 namespace ftbert {
 namespace cpu {
 namespace {
-
-constexpr int kNumSlots = 8;
-// A workspace that needed less than a quarter of its memory for so many runs gives it back.
-constexpr int kShrinkAfterRuns = 256;
-
-// A stretch of one row of text: what one task of Embed or Attend works on.
-struct Stretch {
-  int32_t row = 0;
-  int32_t begin = 0;  // within the row
-  int32_t count = 0;
-};
-
-struct CpuWorkspace final : Workspace {
-  Team* team = nullptr;  // of the run in flight
-  Batch batch;           // the caller's arrays; they outlive the run
-  Buffer slots[kNumSlots];
-  ProductScratch products;
-  std::vector<Buffer> attention;  // one per thread
-  std::vector<Stretch> stretches;
-  int runs = 0;
-  int32_t most_tokens = 0;  // since the count of runs began
-
-  size_t bytes() const {
-    size_t total = products.bytes();
-    for (const Buffer& slot : slots) total += slot.size();
-    for (const Buffer& scratch : attention) total += scratch.size();
-    return total;
-  }
-};
 
 CpuWorkspace* Cast(Workspace* workspace) { return static_cast<CpuWorkspace*>(workspace); }
 
@@ -64,7 +36,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(const Config& config, Isa level, const LinearKernel* linear, int threads)
       : config_(config), level_(level), linear_(linear), head_(Fp32Kernel(level)), kernels_(KernelsFor(level)),
-        threads_(threads) {}
+        threads_(threads), plan_{config, linear, kernels_, threads} {}
 
   Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override {
     std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
@@ -98,34 +70,29 @@ class CpuBackend final : public Backend {
   }
 
   Status NewWorkspace(std::unique_ptr<Workspace>* workspace) override {
-    workspace->reset(new CpuWorkspace);
+    workspace->reset(new CpuWorkspace(&plan_));
     return Status();
   }
 
   Status Upload(Workspace* workspace, const Shape& shape, const Batch& batch) override {
     CpuWorkspace* w = Cast(workspace);
     const size_t before = w->bytes();
-    const Status status = MakeRoom(w, shape);
+    const Status status = w->Prepare(shape, batch);
     scratch_bytes_ += static_cast<int64_t>(w->bytes()) - static_cast<int64_t>(before);
-    w->batch = batch;
     return status;
   }
 
-  Status Execute(Workspace* workspace, const std::function<void()>& loop) override {
-    CpuWorkspace* w = Cast(workspace);
-    Team team(threads_);
-    w->team = &team;
-    loop();
-    w->team = nullptr;
+  Status Execute(Workspace* workspace, const std::function<void(Workspace*)>& loop) override {
+    Cast(workspace)->Run(loop);
     return Status();
   }
 
   Status Download(Workspace* workspace, const Outputs& outputs) override {
     CpuWorkspace* w = Cast(workspace);
-    Copy(View(w, Slot::kLogits), config_.num_labels, outputs.logits);
-    Copy(View(w, Slot::kPooled), config_.hidden_size, outputs.pooled);
-    Copy(View(w, Slot::kFirstStates), config_.hidden_size, outputs.first_states);
-    Copy(View(w, Slot::kStates), config_.hidden_size, outputs.token_states);
+    Copy(w->View(Slot::kLogits), config_.num_labels, outputs.logits);
+    Copy(w->View(Slot::kPooled), config_.hidden_size, outputs.pooled);
+    Copy(w->View(Slot::kFirstStates), config_.hidden_size, outputs.first_states);
+    Copy(w->View(Slot::kStates), config_.hidden_size, outputs.token_states);
     return Status();
   }
 
@@ -133,13 +100,12 @@ class CpuBackend final : public Backend {
     CpuWorkspace* w = Cast(workspace);
     const auto& tables = static_cast<const CpuTables&>(embedding_tables);
     const auto& layer_norm = static_cast<const CpuNorm&>(norm);
-    const Rows states = View(w, Slot::kStates);
-    constexpr int32_t kTokensAtATime = 32;
+    const Rows states = w->View(Slot::kStates);
     w->stretches.clear();
     for (int32_t b = 0; b < w->shape.rows; ++b) {
-      const int32_t length = Length(w, b);
-      for (int32_t begin = 0; begin < length; begin += kTokensAtATime) {
-        w->stretches.push_back(Stretch{b, begin, std::min(kTokensAtATime, length - begin)});
+      const int32_t length = w->Length(b);
+      for (int32_t begin = 0; begin < length; begin += kStretchTokens) {
+        w->stretches.push_back(Stretch{b, begin, std::min(kStretchTokens, length - begin)});
       }
     }
     w->team->ForEach(static_cast<int>(w->stretches.size()), [&](int index, int) {
@@ -168,8 +134,8 @@ class CpuBackend final : public Backend {
   void Linear(Workspace* workspace, Span, Slot in, const PackedLinear& weight, PartRange parts, Slot out) override {
     CpuWorkspace* w = Cast(workspace);
     const auto& matrix = static_cast<const PackedMatrix&>(weight);
-    Of(w).Linear(matrix, matrix.part_begin[parts.begin], matrix.part_begin[parts.end], Epilogue::kBias, View(w, in),
-                 View(w, out));
+    Of(w).Linear(matrix, matrix.part_begin[parts.begin], matrix.part_begin[parts.end], Epilogue::kBias, w->View(in),
+                 w->View(out));
   }
 
   // Every task is one head of one row of text, the longest rows first; rows are split only if there are too few of them
@@ -177,10 +143,10 @@ class CpuBackend final : public Backend {
   void Attend(Workspace* workspace, Span span) override {
     CpuWorkspace* w = Cast(workspace);
     const bool first_only = span == Span::kFirstTokens;
-    const int32_t H = config_.hidden_size, N = config_.num_heads, D = HeadSize();
-    const Rows qkv = View(w, Slot::kQkv);
-    const Rows query = first_only ? View(w, Slot::kFirstQuery) : qkv;
-    const Rows out = View(w, first_only ? Slot::kFirstContext : Slot::kContext);
+    const int32_t H = config_.hidden_size, N = config_.num_heads, D = plan_.head_size();
+    const Rows qkv = w->View(Slot::kQkv);
+    const Rows query = first_only ? w->View(Slot::kFirstQuery) : qkv;
+    const Rows out = w->View(first_only ? Slot::kFirstContext : Slot::kContext);
 
     const int64_t wanted = 3 * w->team->size();
     const int64_t tasks = static_cast<int64_t>(w->shape.rows) * N;
@@ -188,7 +154,7 @@ class CpuBackend final : public Backend {
                                ? 1 : static_cast<int32_t>((wanted + tasks - 1) / tasks);
     w->stretches.clear();
     for (int32_t b = 0; b < w->shape.rows; ++b) {
-      const int32_t length = first_only ? 1 : Length(w, b);
+      const int32_t length = first_only ? 1 : w->Length(b);
       const int32_t tile = kernels_->query_tile;
       const int32_t piece = ((length + pieces - 1) / pieces + tile - 1) / tile * tile;
       for (int32_t begin = 0; begin < length; begin += piece) {
@@ -196,8 +162,8 @@ class CpuBackend final : public Backend {
       }
     }
     std::sort(w->stretches.begin(), w->stretches.end(), [&](const Stretch& a, const Stretch& b) {
-      const int64_t work_a = static_cast<int64_t>(a.count) * Length(w, a.row);
-      const int64_t work_b = static_cast<int64_t>(b.count) * Length(w, b.row);
+      const int64_t work_a = static_cast<int64_t>(a.count) * w->Length(a.row);
+      const int64_t work_b = static_cast<int64_t>(b.count) * w->Length(b.row);
       return work_a != work_b ? work_a > work_b : (a.row != b.row ? a.row < b.row : a.begin < b.begin);
     });
 
@@ -215,7 +181,7 @@ class CpuBackend final : public Backend {
       task.out = out.row(at) + head * D;
       task.out_stride = out.stride;
       task.queries = stretch.count;
-      task.keys = Length(w, stretch.row);
+      task.keys = w->Length(stretch.row);
       task.head_size = D;
       task.scale = 1.f / __builtin_sqrtf(static_cast<float>(D));
       task.scratch = w->attention[thread].as<float>();
@@ -225,8 +191,8 @@ class CpuBackend final : public Backend {
 
   void GatherFirst(Workspace* workspace) override {
     CpuWorkspace* w = Cast(workspace);
-    const Rows states = View(w, Slot::kStates);
-    const Rows first = View(w, Slot::kFirstStates);
+    const Rows states = w->View(Slot::kStates);
+    const Rows first = w->View(Slot::kFirstStates);
     for (int32_t b = 0; b < w->shape.rows; ++b) {
       std::memcpy(first.row(b), states.row(w->batch.row_splits[b]), config_.hidden_size * sizeof(float));
     }
@@ -235,15 +201,15 @@ class CpuBackend final : public Backend {
   void LinearAddNorm(Workspace* workspace, Span, Slot in, const PackedLinear& weight, Slot residual,
                      const NormParameters& norm) override {
     CpuWorkspace* w = Cast(workspace);
-    Of(w).LinearAddNorm(static_cast<const PackedMatrix&>(weight), static_cast<const CpuNorm&>(norm), View(w, in),
-                        View(w, residual));
+    Of(w).LinearAddNorm(static_cast<const PackedMatrix&>(weight), static_cast<const CpuNorm&>(norm), w->View(in),
+                        w->View(residual));
   }
 
   void FeedForward(Workspace* workspace, Span, Slot states, const PackedLinear& up, const PackedLinear& down,
                    const NormParameters& norm) override {
     CpuWorkspace* w = Cast(workspace);
     Of(w).FeedForward(static_cast<const PackedMatrix&>(up), static_cast<const PackedMatrix&>(down),
-                      EpilogueFor(config_.activation), static_cast<const CpuNorm&>(norm), View(w, states));
+                      EpilogueFor(config_.activation), static_cast<const CpuNorm&>(norm), w->View(states));
   }
 
   void Pool(Workspace* workspace, const PackedLinear& weight) override {
@@ -266,74 +232,16 @@ class CpuBackend final : public Backend {
   }
 
  private:
-  Status MakeRoom(CpuWorkspace* w, const Shape& shape) {
-    w->shape = shape;
-    w->most_tokens = std::max(w->most_tokens, shape.tokens);
-    if (++w->runs == kShrinkAfterRuns) {
-      const size_t needed = static_cast<size_t>(w->most_tokens) * Stride(Slot::kQkv) * sizeof(float);
-      if (needed < w->slots[static_cast<int>(Slot::kQkv)].size() / 4) {
-        for (Buffer& slot : w->slots) slot.Free();
-        w->products = ProductScratch();
-        w->attention.clear();
-      }
-      w->runs = 0;
-      w->most_tokens = shape.tokens;
-    }
-    const int64_t rows[kNumSlots] = {shape.tokens, shape.tokens, 0, shape.rows, shape.rows,
-                                     shape.rows,   shape.rows,   shape.rows};
-    bool enough = true;
-    for (int slot = 0; slot < kNumSlots; ++slot) {
-      enough = enough && w->slots[slot].Reserve(rows[slot] * Stride(static_cast<Slot>(slot)) * sizeof(float));
-    }
-    enough = enough && w->products.Reserve(*linear_, config_.hidden_size, config_.intermediate_size,
-                                           std::max(shape.tokens, shape.rows), threads_);
-    const size_t scratch = kernels_->attention_scratch_floats(shape.longest_row, HeadSize()) * sizeof(float);
-    w->attention.resize(threads_);
-    for (Buffer& buffer : w->attention) enough = enough && buffer.Reserve(scratch);
-    if (enough) return Status();
-    return Status(Code::kOutOfMemory, "Out of memory for a batch of " + std::to_string(shape.tokens) +
-                                          " tokens. Use a smaller batch (batch_tokens).");
-  }
-
-  int32_t HeadSize() const { return config_.hidden_size / config_.num_heads; }
-
-  static int32_t Length(const CpuWorkspace* w, int32_t row) {
-    return w->batch.row_splits[row + 1] - w->batch.row_splits[row];
-  }
-
   const char* PrecisionText() const {
     const Precision precision = linear_->precision();
     return precision == Precision::kInt8 ? "int8" : precision == Precision::kBFloat16 ? "bf16" : "fp32";
-  }
-
-  ptrdiff_t Stride(Slot slot) const {
-    switch (slot) {
-      case Slot::kQkv:
-      case Slot::kContext:
-        return PaddedStride(3 * static_cast<int64_t>(config_.hidden_size));
-      case Slot::kLogits:
-        return PaddedStride(config_.num_labels);
-      default:
-        return PaddedStride(config_.hidden_size);
-    }
-  }
-
-  // kContext has no memory of its own: a head's output replaces its queries, which nobody else reads.
-  Rows View(CpuWorkspace* w, Slot slot) const {
-    const bool all_tokens = slot == Slot::kStates || slot == Slot::kQkv || slot == Slot::kContext;
-    const Slot home = slot == Slot::kContext ? Slot::kQkv : slot;
-    Rows rows;
-    rows.data = w->slots[static_cast<int>(home)].as<float>();
-    rows.stride = Stride(slot);
-    rows.count = all_tokens ? w->shape.tokens : w->shape.rows;
-    return rows;
   }
 
   Products Of(CpuWorkspace* w) const { return Products(kernels_, w->team, &w->products); }
 
   void Whole(CpuWorkspace* w, const PackedLinear& weight, Epilogue epilogue, Slot in, Slot out) const {
     const auto& matrix = static_cast<const PackedMatrix&>(weight);
-    Of(w).Linear(matrix, 0, static_cast<int32_t>(matrix.panels.size()), epilogue, View(w, in), View(w, out));
+    Of(w).Linear(matrix, 0, static_cast<int32_t>(matrix.panels.size()), epilogue, w->View(in), w->View(out));
   }
 
   static void Copy(const Rows& from, int32_t columns, float* to) {
@@ -349,6 +257,7 @@ class CpuBackend final : public Backend {
   const LinearKernel* head_;    // pooler and classifier
   const Kernels* kernels_;
   int threads_;
+  WorkspacePlan plan_;
   std::atomic<int64_t> scratch_bytes_{0};  // of all workspaces
 };
 

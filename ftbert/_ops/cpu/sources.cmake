@@ -10,6 +10,7 @@ set(FTBERT_CPU_SOURCES
     cpu/backend.cc
     cpu/cpu_count.cc
     cpu/embedding_tables.cc
+    cpu/groups.cc
     cpu/isa.cc
     cpu/linear.cc
     cpu/linear_fp32.cc
@@ -19,6 +20,7 @@ set(FTBERT_CPU_SOURCES
     cpu/memory.cc
     cpu/product.cc
     cpu/thread_pool.cc
+    cpu/workspace.cc
     cpu/kernels_portable.cc
 )
 set(FTBERT_CPU_DEFINITIONS "")

@@ -249,7 +249,9 @@ Team::Team(int threads) : leased_(std::max(threads, 1)) {
   if (crew_ != nullptr) size_ = crew_->size();
 }
 
-Team::~Team() { GetPool()->Return(leased_, crew_); }
+Team::~Team() {
+  if (leased_ > 0) GetPool()->Return(leased_, crew_);
+}
 
 void Team::Dispatch(Call call, const void* context, int tasks) { crew_->Dispatch(call, context, tasks); }
 

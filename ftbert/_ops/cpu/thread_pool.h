@@ -20,6 +20,8 @@ class Crew;
 
 class Team {
  public:
+  // The calling thread alone, without a lease: for a task that runs on a leased thread already.
+  Team() = default;
   // Waits until `threads` CPUs are free. If the system refuses a new worker thread, the team is smaller.
   explicit Team(int threads);
   ~Team();

@@ -115,7 +115,7 @@ class CudaBackend final : public Backend {
   Status Download(Workspace* workspace, const Outputs& outputs) override;
 
   // graphs.cc
-  Status Execute(Workspace* workspace, const std::function<void()>& loop) override;
+  Status Execute(Workspace* workspace, const std::function<void(Workspace*)>& layers) override;
   std::vector<Shape> WarmShapes(int32_t most_tokens) const override;
 
   // tune.cc

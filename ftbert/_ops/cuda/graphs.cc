@@ -47,8 +47,9 @@ Status CudaBackend::RunLoop(CudaWorkspace* w, const std::function<void()>& loop)
   return FromCuda(w->error, w->failed);
 }
 
-Status CudaBackend::Execute(Workspace* workspace, const std::function<void()>& loop) {
+Status CudaBackend::Execute(Workspace* workspace, const std::function<void(Workspace*)>& layers) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto loop = [&] { layers(workspace); };
   DeviceGuard guard(machine_.device);
   const Status status = RunOrReplay(w, loop);
   // What was queued before the failure still reads this batch's inputs, whose place the next batch overwrites.

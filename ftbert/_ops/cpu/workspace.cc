@@ -1,0 +1,143 @@
+#include "cpu/workspace.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+namespace ftbert {
+namespace cpu {
+namespace {
+
+// A workspace that needed less than a quarter of its memory for so many runs gives it back.
+constexpr int kShrinkAfterRuns = 256;
+
+int Index(Slot slot) { return static_cast<int>(slot); }
+
+}  // namespace
+
+ptrdiff_t WorkspacePlan::Stride(Slot slot) const {
+  switch (slot) {
+    case Slot::kQkv:
+    case Slot::kContext:
+      return PaddedStride(3 * static_cast<int64_t>(config.hidden_size));
+    case Slot::kLogits:
+      return PaddedStride(config.num_labels);
+    default:
+      return PaddedStride(config.hidden_size);
+  }
+}
+
+Rows CpuWorkspace::View(Slot slot) const {
+  const bool all_tokens = slot == Slot::kStates || slot == Slot::kQkv || slot == Slot::kContext;
+  const Slot home = slot == Slot::kContext ? Slot::kQkv : slot;
+  Rows rows;
+  rows.data = slots_[Index(home)].as<float>();
+  rows.stride = plan_->Stride(slot);
+  rows.count = all_tokens ? shape.tokens : shape.rows;
+  return rows;
+}
+
+size_t CpuWorkspace::bytes() const {
+  size_t total = products.bytes();
+  for (const Buffer& slot : slots_) total += slot.size();
+  for (const Buffer& scratch : attention) total += scratch.size();
+  for (const auto& lane : lanes_) total += lane->bytes();
+  return total;
+}
+
+Status CpuWorkspace::Prepare(const Shape& needed, const Batch& taken) {
+  PlanGroups(taken, needed, plan_->config, plan_->threads, &groups_);
+  shape = needed;
+  batch = taken;
+  if (groups_.empty() ? MakeRoom(needed, plan_->threads) : MakeLanes()) return Status();
+  return Status(Code::kOutOfMemory, "Out of memory for a batch of " + std::to_string(needed.tokens) +
+                                        " tokens. Use a smaller batch (batch_tokens).");
+}
+
+void CpuWorkspace::ShrinkIfLarge(int32_t tokens) {
+  most_tokens_ = std::max(most_tokens_, tokens);
+  if (++runs_ < kShrinkAfterRuns) return;
+  const size_t needed = static_cast<size_t>(most_tokens_) * plan_->Stride(Slot::kQkv) * sizeof(float);
+  if (needed < slots_[Index(Slot::kQkv)].size() / 4) {
+    for (Buffer& slot : slots_) slot.Free();
+    products = ProductScratch();
+    attention.clear();
+  }
+  if (!in_groups_) lanes_.clear();
+  runs_ = 0;
+  most_tokens_ = tokens;
+  in_groups_ = false;
+}
+
+bool CpuWorkspace::ReserveSlots(const int64_t (&rows)[kNumSlots]) {
+  bool enough = true;
+  for (int slot = 0; slot < kNumSlots; ++slot) {
+    enough = enough && slots_[slot].Reserve(rows[slot] * plan_->Stride(static_cast<Slot>(slot)) * sizeof(float));
+  }
+  return enough;
+}
+
+// Room for a run of the loop on this workspace.
+bool CpuWorkspace::MakeRoom(const Shape& needed, int threads) {
+  ShrinkIfLarge(needed.tokens);
+  bool enough = ReserveSlots({needed.tokens, needed.tokens, 0, needed.rows, needed.rows, needed.rows, needed.rows,
+                              needed.rows});
+  enough = enough && products.Reserve(*plan_->linear, plan_->config.hidden_size, plan_->config.intermediate_size,
+                                      std::max(needed.tokens, needed.rows), threads);
+  const size_t scratch =
+      plan_->kernels->attention_scratch_floats(needed.longest_row, plan_->head_size()) * sizeof(float);
+  attention.resize(threads);
+  for (Buffer& buffer : attention) enough = enough && buffer.Reserve(scratch);
+  return enough;
+}
+
+// Room for the results here, and for any of the groups in each thread's workspace, where a run allocates nothing: an
+// exception would end the process there.
+bool CpuWorkspace::MakeLanes() {
+  in_groups_ = true;
+  ShrinkIfLarge(0);
+  while (static_cast<int>(lanes_.size()) < plan_->threads) lanes_.emplace_back(new CpuWorkspace(plan_));
+  bool enough = ReserveSlots({shape.all_tokens ? shape.tokens : 0, 0, 0, shape.rows, 0, 0, shape.rows, shape.rows});
+  for (const auto& lane : lanes_) {
+    lane->group_.Reserve(groups_);
+    lane->stretches.reserve(groups_.largest.tokens / kStretchTokens + groups_.largest.rows);
+    enough = enough && lane->MakeRoom(groups_.largest, 1);
+  }
+  return enough;
+}
+
+void CpuWorkspace::Run(const std::function<void(Workspace*)>& loop) {
+  Team all(plan_->threads);
+  if (groups_.empty()) {
+    team = &all;
+    loop(this);
+    team = nullptr;
+    return;
+  }
+  all.ForEach(groups_.count(), [&](int group, int thread) { RunGroup(group, lanes_[thread].get(), loop); });
+}
+
+// One group in the workspace of the thread that has taken it; then its results to where the whole run's are read.
+void CpuWorkspace::RunGroup(int index, CpuWorkspace* lane, const std::function<void(Workspace*)>& loop) const {
+  Team alone;
+  lane->group_.Take(batch, groups_, index);
+  lane->batch = lane->group_.view();
+  lane->shape = lane->group_.shape();
+  lane->team = &alone;
+  loop(lane);
+  lane->team = nullptr;
+  const int32_t* rows = groups_.rows.data() + groups_.splits[index];
+  for (const Slot slot : {Slot::kFirstStates, Slot::kPooled, Slot::kLogits}) {
+    const Rows from = lane->View(slot), to = View(slot);
+    for (int32_t b = 0; b < from.count; ++b) std::memcpy(to.row(rows[b]), from.row(b), from.stride * sizeof(float));
+  }
+  if (!shape.all_tokens) return;
+  const Rows from = lane->View(Slot::kStates), to = View(Slot::kStates);
+  for (int32_t b = 0; b < lane->shape.rows; ++b) {
+    std::memcpy(to.row(batch.row_splits[rows[b]]), from.row(lane->batch.row_splits[b]),
+                static_cast<size_t>(lane->Length(b)) * from.stride * sizeof(float));
+  }
+}
+
+}  // namespace cpu
+}  // namespace ftbert

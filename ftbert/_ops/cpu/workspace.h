@@ -1,0 +1,83 @@
+// The buffers of one run on the CPU: activations by slot, intermediates of products and attention; and of a run in
+// groups (groups.h), a workspace for each thread.
+#ifndef FTBERT_CPU_WORKSPACE_H_
+#define FTBERT_CPU_WORKSPACE_H_
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "core/backend.h"
+#include "cpu/groups.h"
+#include "cpu/kernels.h"
+#include "cpu/linear.h"
+#include "cpu/memory.h"
+#include "cpu/product.h"
+#include "cpu/thread_pool.h"
+
+namespace ftbert {
+namespace cpu {
+
+// What all workspaces of an engine are made for.
+struct WorkspacePlan {
+  Config config;
+  const LinearKernel* linear;
+  const Kernels* kernels;
+  int threads;
+
+  int32_t head_size() const { return config.hidden_size / config.num_heads; }
+  ptrdiff_t Stride(Slot slot) const;  // floats
+};
+
+// A stretch of one row of text: what one task of Embed or Attend works on.
+struct Stretch {
+  int32_t row = 0;
+  int32_t begin = 0;  // within the row
+  int32_t count = 0;
+};
+// Embed's, at most.
+constexpr int32_t kStretchTokens = 32;
+
+class CpuWorkspace final : public Workspace {
+ public:
+  explicit CpuWorkspace(const WorkspacePlan* plan) : plan_(plan) {}
+
+  // Makes room for a run of this batch, whole or in groups, and takes it. May throw std::bad_alloc.
+  Status Prepare(const Shape& shape, const Batch& batch);
+  // Calls `loop` on this workspace, or on those of the threads for each group at once.
+  void Run(const std::function<void(Workspace*)>& loop);
+
+  // kContext has no memory of its own: a head's output replaces its queries, which nobody else reads.
+  Rows View(Slot slot) const;
+  int32_t Length(int32_t row) const { return batch.row_splits[row + 1] - batch.row_splits[row]; }
+  size_t bytes() const;
+
+  Team* team = nullptr;  // of the run in flight
+  Batch batch;           // the caller's arrays, which outlive the run, or the group's
+  ProductScratch products;
+  std::vector<Buffer> attention;  // one per thread
+  std::vector<Stretch> stretches;
+
+ private:
+  static constexpr int kNumSlots = 8;
+
+  bool MakeRoom(const Shape& needed, int threads);
+  bool MakeLanes();
+  bool ReserveSlots(const int64_t (&rows)[kNumSlots]);
+  void ShrinkIfLarge(int32_t tokens);
+  void RunGroup(int index, CpuWorkspace* lane, const std::function<void(Workspace*)>& loop) const;
+
+  const WorkspacePlan* plan_;
+  Buffer slots_[kNumSlots];
+  int runs_ = 0;
+  int32_t most_tokens_ = 0;  // of a run of the loop here, since the count of runs began
+  bool in_groups_ = false;   // some run since then was
+  GroupPlan groups_;
+  std::vector<std::unique_ptr<CpuWorkspace>> lanes_;  // one per thread
+  GroupBatch group_;                                  // a lane's
+};
+
+}  // namespace cpu
+}  // namespace ftbert
+
+#endif  // FTBERT_CPU_WORKSPACE_H_
