@@ -231,6 +231,37 @@ def test_eight_threads_on_a_bert_base(seconds=30):
         assert not run_threads(engine, batches, alone, seconds, 0.03)
 
 
+def test_a_warm_engine_takes_no_more_memory_and_answers_alike():
+    config = CONFIGS["heads of 128"]
+    arrays = random_weights(config, 3)
+    batches = [random_batch(config, lengths) for lengths in ([9], [40, 3, 70], [5] * 60, [150] * 7)]
+    with build(config, arrays) as cold, build(config, arrays) as warm:
+        warm.warm(2048, 4)
+        memory = warm.describe()["scratch_bytes"]
+        for batch in batches * 3:
+            assert np.abs(cold.run(batch)["logits"] - warm.run(batch)["logits"]).max() <= CUDA_TOLERANCES["fp16"]
+        assert warm.describe()["scratch_bytes"] == memory >= cold.describe()["scratch_bytes"]
+        with pytest.raises(InputError, match="at least 1 token"):
+            warm.warm(0)
+
+
+@pytest.mark.parametrize("switch", ["early-start", "graphs", "watching", "clusters", "prefetch", "cublaslt"])
+def test_each_switch_leaves_the_answers_alone(switch, monkeypatch):
+    config = BertConfig(200, 768, 2, 12, 3072, 128, 2, "gelu_tanh")
+    arrays = random_weights(config, 3, scale=0.04)
+    batches = [random_batch(config, lengths) for lengths in ([32], [128, 60], [100] * 12)]
+    with build(config, arrays) as engine:
+        expected = [engine.run(batch)["logits"] for batch in batches]
+    monkeypatch.setenv("FTBERT_CUDA_DISABLE", switch)
+    with build(config, arrays) as engine:
+        assert engine.describe()["switches"] == "no " + switch
+        for batch, logits in list(zip(batches, expected)) * 3:
+            assert np.abs(engine.run(batch)["logits"] - logits).max() <= CUDA_TOLERANCES["fp16"]
+    monkeypatch.setenv("FTBERT_CUDA_DISABLE", switch + ",everything")
+    with pytest.raises(InputError, match="early-start.*everything"):
+        build(config, arrays)
+
+
 def test_what_the_card_cannot_do_is_refused():
     config = CONFIGS["small"]
     arrays = random_weights(config, 3)
