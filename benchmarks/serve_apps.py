@@ -6,10 +6,13 @@ KIND is one of
     padded      ftbert.serving, but every row is filled up to max_length as bert-as-service does; it shows what padding
                 costs, its answers are not those of the texts
     no_engine   ftbert.serving with an engine that answers zeros at once
+    card        ftbert.serving with an engine that waits as long as a card would work; its times are among the options
 """
 
 import json
 import sys
+import threading
+import time
 
 import numpy as np
 
@@ -30,6 +33,34 @@ def padded(classifier):
 
     classifier.predict_ids = predict_ids
     return classifier
+
+
+class Card:
+    """A classifier whose engine waits, one batch after the other, `batch` + `token` * T ms, and `first` ms more for
+    every hundred tokens of a size that it has not had."""
+
+    devices = ["cuda:0"]
+    batch_tokens = 32768
+
+    def __init__(self, classifier, batch, token, first):
+        self._classifier = classifier
+        self._times = batch, token, first
+        self._turn = threading.Lock()
+        self._seen = set()
+
+    def __getattr__(self, name):
+        return getattr(self._classifier, name)
+
+    def warm(self, most_tokens, at_once):
+        """There is no card to prepare."""
+
+    def predict_ids(self, batch):
+        of_a_batch, of_a_token, first = self._times
+        size = batch.num_tokens // 100
+        with self._turn:
+            time.sleep((of_a_batch + of_a_token * batch.num_tokens + (0 if size in self._seen else first)) / 1000)
+            self._seen.add(size)
+        return np.zeros((batch.num_rows, len(self.labels)), np.float32)
 
 
 def one_by_one(classifier, port):
@@ -73,12 +104,17 @@ def main():
 
         classifier.predict_ids = lambda batch: np.zeros((batch.num_rows, len(classifier.labels)), np.float32)
         run({"default": classifier}, port=0, **options)
+    elif kind == "card":
+        from ftbert.serving import run
+
+        times = options.pop("card")
+        run({"default": Card(classifier, **times)}, port=0, **options)
     elif kind == "padded":
         from ftbert.serving import run
 
         run({"default": padded(classifier)}, port=0, **options)
     else:
-        sys.exit("KIND: expected ftbert, one_by_one, padded or no_engine, got %r." % kind)
+        sys.exit("KIND: expected ftbert, one_by_one, padded, no_engine or card, got %r." % kind)
 
 
 main()
