@@ -186,9 +186,7 @@ def _tensors(model: ModelFolder) -> Tuple[List[_Tensor], List[str]]:
         if stored in names:
             shape = reader.shape(stored)
             turned = turned and hugging_face
-            tensors.append(
-                _Tensor(google, shape[::-1] if turned else shape, reader.dtype(stored), stored, turned)
-            )
+            tensors.append(_Tensor(google, shape[::-1] if turned else shape, reader.dtype(stored), stored, turned))
     used = {tensor.stored for tensor in tensors}
     left_out = set(optimizer_tensors(names)) | {
         name for name in names if name in (prefix + buffer for buffer in _BUFFERS)

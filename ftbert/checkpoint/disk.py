@@ -2,11 +2,31 @@
 
 import contextlib
 import os
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterator, Optional
 
 from ftbert.errors import CheckpointError
 
-__all__ = ["sync_and_close", "writing"]
+__all__ = ["WholeFile", "sync_and_close", "writing"]
+
+
+class WholeFile:
+    """Something being written that gets its name when it is whole: leaving the `with` block by an exception, or one
+    while it is completed, removes what was begun."""
+
+    def close(self) -> None:
+        """Completes it and gives it its name."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Removes what was begun; does nothing after `close`."""
+        raise NotImplementedError
+
+    def __exit__(self, kind: Optional[type], *exception: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abort()
 
 
 @contextlib.contextmanager

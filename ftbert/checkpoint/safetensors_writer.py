@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ftbert.checkpoint.disk import sync_and_close, writing
+from ftbert.checkpoint.disk import WholeFile, sync_and_close, writing
 from ftbert.errors import CheckpointError
 
 __all__ = ["SafetensorsWriter", "TensorSpec"]
@@ -49,7 +49,7 @@ class TensorSpec(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * _width(self.dtype)
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(WholeFile):
     """Writes a .safetensors file whose tensors are known beforehand; nothing stands under `path` before `close`.
 
     Args:
@@ -124,10 +124,3 @@ class SafetensorsWriter:
 
     def __enter__(self) -> "SafetensorsWriter":
         return self
-
-    def __exit__(self, kind: Optional[type], *exception: object) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self.abort()

@@ -8,12 +8,12 @@ The protos are few and fixed, so their wire format is read and written here.
 import contextlib
 import os
 import struct
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 
 from ftbert.checkpoint.crc32c import crc32c, mask, unmask
-from ftbert.checkpoint.disk import sync_and_close, writing
+from ftbert.checkpoint.disk import WholeFile, sync_and_close, writing
 from ftbert.checkpoint.readers import CheckpointReader, view_file
 from ftbert.checkpoint.sorted_table import append_varint, read_table, read_varint, write_table
 from ftbert.errors import CheckpointError
@@ -186,7 +186,7 @@ class BundleReader(CheckpointReader):
         return array
 
 
-class CheckpointWriter:
+class CheckpointWriter(WholeFile):
     """Writes a TensorFlow checkpoint, one tensor at a time, readable by every tf.train.Saver since 1.0.
 
     Nothing appears under the final names before `close`; leaving the `with` block by an exception removes what was
@@ -246,13 +246,6 @@ class CheckpointWriter:
 
     def __enter__(self) -> "CheckpointWriter":
         return self
-
-    def __exit__(self, kind: Optional[type], *exception: object) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            self.abort()
 
 
 def _entry_proto(dtype: str, shape: Sequence[int], offset: int, size: int, checksum: int) -> bytes:

@@ -176,7 +176,8 @@ def check_options(
     """A record of `kind`, a dataclass, with these values; what the tables say of other fields is passed over.
 
     Raises:
-        ConfigError: an unknown name (with the nearest known one) or a value out of its range.
+        ConfigError: an unknown name (with the nearest known one), a value out of its range, or more micro-batches than
+            a batch has rows.
     """
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
@@ -203,6 +204,11 @@ def check_options(
     for name in switches:
         if not isinstance(getattr(options, name), bool):
             raise ConfigError("%s: expected True or False, got %r." % (name, getattr(options, name)))
+    if options.accumulation > options.batch_size:
+        raise ConfigError(
+            "accumulation: expected at most batch_size (%d) micro-batches, got %d."
+            % (options.batch_size, options.accumulation)
+        )
     return options
 
 
@@ -214,11 +220,6 @@ def make_options(values: Mapping[str, Any], from_scratch: bool = False) -> Optio
     """
     values = dict(FROM_SCRATCH, **values) if from_scratch else values
     options: Options = check_options(Options, values, RANGES, CHOICES, _SWITCHES)
-    if options.accumulation > options.batch_size:
-        raise ConfigError(
-            "accumulation: expected at most batch_size (%d) micro-batches, got %d."
-            % (options.batch_size, options.accumulation)
-        )
     weights = options.class_weights
     if weights is not None and weights != "balanced" and not isinstance(weights, Mapping):
         raise ConfigError("class_weights: expected None, 'balanced' or a dict of label to weight, got %r." % (weights,))

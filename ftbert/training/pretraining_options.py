@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, Dict, Mapping, Optional, Union
 
 from ftbert.config import BertConfig
-from ftbert.errors import ConfigError
 from ftbert.training.options import CHOICES, RANGES, check_options, recipe_of
 
 __all__ = ["PretrainingOptions", "make_pretraining_options"]
@@ -79,12 +78,7 @@ def make_pretraining_options(values: Mapping[str, Any]) -> PretrainingOptions:
     """Checks every value.
 
     Raises:
-        ConfigError: an unknown name (with the nearest known one) or a value out of its range.
+        ConfigError: as `check_options`.
     """
-    options = check_options(PretrainingOptions, values, _RANGES, CHOICES, _SWITCHES)
-    if options.accumulation > options.batch_size:
-        raise ConfigError(
-            "accumulation: expected at most batch_size (%d) micro-batches, got %d."
-            % (options.batch_size, options.accumulation)
-        )
+    options: PretrainingOptions = check_options(PretrainingOptions, values, _RANGES, CHOICES, _SWITCHES)
     return options
