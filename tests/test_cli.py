@@ -210,6 +210,33 @@ def test_bench_writes_its_figures(model, tmp_path, capsys):
     assert result["engine"].startswith("cpu ")
 
 
+def test_an_interrupted_training_says_so(tmp_path, capsys, monkeypatch):
+    """Ctrl-C in the second epoch: the first is saved, and the command says that it can go on."""
+    from ftbert.training import trainer
+
+    plan = trainer.epoch_plan
+
+    def interrupted(lengths, batch_size, seed, epoch):
+        if epoch:
+            raise KeyboardInterrupt
+        return plan(lengths, batch_size, seed, epoch)
+
+    rows = [
+        ("card lost %d" % index, "lost") if index % 2 else ("money back %d" % index, "refund") for index in range(40)
+    ]
+    train = tmp_path / "t.tsv"
+    train.write_text("text\tlabel\n" + "".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    sizes = json.dumps({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16})
+    arguments = ["finetune", "--train", train, "--output", tmp_path / "m", "--config", sizes, "--epochs", "2"]
+    arguments += ["--option", "progress=false", "--option", "tensorboard=false", "--device", "cpu"]
+    monkeypatch.setattr(trainer, "epoch_plan", interrupted)
+    assert run(*arguments) == 0
+    assert "Interrupted: this is the best epoch so far." in capsys.readouterr().err
+    monkeypatch.setattr(trainer, "epoch_plan", plan)
+    assert run(*arguments) == 0
+    assert "Interrupted" not in capsys.readouterr().err
+
+
 def test_finetune_writes_a_folder_that_predict_reads(tmp_path, capsys):
     rows = [("refund", "money back please"), ("refund", "退款"), ("card", "lost my card"), ("card", "卡丢了")] * 6
     train = write(

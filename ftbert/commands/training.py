@@ -97,6 +97,7 @@ def finetune(
         "%s: epoch %d, accuracy %.2f%%, macro-F1 %.2f%% on the dev rows."
         % (result.output, result.best_epoch, 100 * result.metrics["accuracy"], 100 * result.metrics["macro_f1"])
     )
+    _say_whether_interrupted(result.interrupted, "the best epoch so far")
 
 
 def pretrain(
@@ -164,6 +165,12 @@ def pretrain(
             100 * result.metrics["accuracy"],
         )
     typer.echo("%s: %d updates; %s." % (result.output, result.history[-1]["step"], measured))
+    _say_whether_interrupted(result.interrupted, "what was kept last")
+
+
+def _say_whether_interrupted(interrupted: bool, saved: str) -> None:
+    if interrupted:
+        typer.echo("Interrupted: this is %s. The same command goes on from there." % saved, err=True)
 
 
 def _further(items: Optional[List[str]]) -> Dict[str, Any]:
