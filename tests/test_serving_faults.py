@@ -18,7 +18,7 @@ from test_serving_http import JSON, Client, by_label  # noqa: E402
 
 from ftbert import FastBertClassifier  # noqa: E402
 from ftbert.commands.predicting import devices_of  # noqa: E402
-from ftbert.errors import EngineError  # noqa: E402
+from ftbert.errors import EngineError, OutOfMemoryError  # noqa: E402
 from ftbert.serving import ServeOptions, create_app  # noqa: E402
 from ftbert.serving.classify import render_predictions  # noqa: E402
 
@@ -71,6 +71,15 @@ def test_with_several_devices_a_batch_of_a_failing_one_runs_again(known, caplog)
     assert "cuda:0: the card does not answer" in caplog.text
     known.predict_ids = lambda batch: (_ for _ in ()).throw(EngineError("both gone"))
     assert client.predict("abc").status_code == 424
+    client.close()
+
+
+def test_a_card_without_room_for_the_largest_batch_serves_smaller_ones(known, caplog):
+    known.devices = ["cuda:0"]
+    known.warm = lambda *asked: (_ for _ in ()).throw(OutOfMemoryError("no room for 2048 tokens."))
+    client = Client(create_app(known))
+    assert "no room for 2048 tokens. Not every size was prepared." in caplog.text
+    assert client.predict("abc").status_code == 200
     client.close()
 
 

@@ -101,7 +101,10 @@ class BatchingPredictor:
                 threading.Thread(target=self._engine_loop, name="ftbert-engine-%d" % index, daemon=True)
             )
         if predictor.devices[0].startswith("cuda"):  # else the first minute's batches would record graphs on their way
-            predictor.warm(self.batch_tokens, -(-workers // len(predictor.devices)))
+            try:
+                predictor.warm(self.batch_tokens, -(-workers // len(predictor.devices)))
+            except OutOfMemoryError as error:  # smaller batches may still find room
+                _log.warning("%s Not every size was prepared.", error)
         for thread in self._threads:
             thread.start()
 

@@ -44,6 +44,22 @@ void TestBuckets() {
   CHECK_EQ(RowBucket(32, 4096), 128);
 }
 
+void TestRoom() {
+  std::set<int> rooms;
+  for (int t = 1; t <= 1 << 17; t += t < 5000 ? 1 : 97) {
+    const int room = TokenRoom(t);
+    CHECK(room >= t);
+    CHECK(room >= TokenBucket(std::min(t, kGraphTokens)));
+    CHECK(t <= kGraphTokens || room <= t + t / 4 + 1);
+    CHECK_EQ(TokenRoom(room), room);
+    CHECK(RowRoom(room) <= room);
+    if (t <= kGraphTokens) CHECK(RowRoom(room) >= RowBucket(std::max(1, t / 8), TokenBucket(t)));
+    rooms.insert(room);
+  }
+  CHECK_EQ(rooms.size(), size_t{5 + 4 * 5});
+  CHECK_EQ(TokenRoom(32768), 32768);
+}
+
 struct Entry {
   GraphKey key;
   int made = 0;
@@ -121,6 +137,11 @@ void TestWarmSizes() {
       for (const auto& size : WarmSizes(most, longest)) {
         CHECK(size.second >= 1 && size.second <= size.first);
         CHECK((size.first + size.second - 1) / size.second <= longest);
+        if (size.first > kGraphTokens) {  // last, for its room alone
+          CHECK_EQ(size.first, most);
+          CHECK_EQ(size.first, WarmSizes(most, longest).back().first);
+          continue;
+        }
         const GraphKey key = KeyOf(size.second, size.first);
         CHECK_EQ(key.tokens, size.first);
         CHECK(keys.insert(std::make_pair(key.tokens, key.rows)).second);
@@ -138,6 +159,7 @@ void TestWarmSizes() {
 
 int main() {
   TestBuckets();
+  TestRoom();
   TestRandomTraffic();
   TestEviction();
   TestWarmSizes();

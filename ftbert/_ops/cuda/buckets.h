@@ -36,6 +36,20 @@ inline int RowBucket(int rows, int tokens) {
   return tokens;
 }
 
+// What a workspace makes room for when a batch of so many tokens does not fit. All its graphs go with the old room, so
+// it grows in few steps: twofold up to kGraphTokens, then by a quarter of a power of two.
+inline int TokenRoom(int tokens) {
+  int power = 256;
+  while (power < tokens && power < kGraphTokens) power *= 2;
+  if (tokens <= power) return power;
+  while (power <= tokens / 2) power *= 2;
+  return (tokens + power / 4 - 1) / (power / 4) * (power / 4);
+}
+// Rows to go with it: as many as the graphs of short texts have, and then a 32nd of the tokens.
+inline int RowRoom(int token_room) {
+  return std::max(32, std::max(std::min(token_room, kGraphTokens) / 8, token_room / 32));
+}
+
 // What a graph was recorded for: sizes after rounding up.
 struct GraphKey {
   int tokens = 0, rows = 0;
@@ -46,7 +60,8 @@ struct GraphKey {
 };
 
 // The sizes to record before traffic comes: (tokens, rows) of a batch for every bucket of tokens up to that of
-// `most_tokens`, of usual texts and of a single one. Rows hold at most `longest` tokens.
+// `most_tokens`, of usual texts and of a single one. Rows hold at most `longest` tokens. Beyond kGraphTokens nothing is
+// recorded; the largest size comes last all the same, so that room for it is there and need not grow later.
 inline std::vector<std::pair<int, int>> WarmSizes(int most_tokens, int longest) {
   std::vector<std::pair<int, int>> sizes;
   const int end = TokenBucket(std::max(1, std::min(most_tokens, kGraphTokens)));
@@ -54,6 +69,7 @@ inline std::vector<std::pair<int, int>> WarmSizes(int most_tokens, int longest) 
     if (tokens <= longest && RowBucket(1, tokens) == 1) sizes.emplace_back(tokens, 1);
     sizes.emplace_back(tokens, std::max(2, (tokens + longest - 1) / longest));
   }
+  if (most_tokens > kGraphTokens) sizes.emplace_back(most_tokens, (most_tokens + longest - 1) / longest);
   return sizes;
 }
 

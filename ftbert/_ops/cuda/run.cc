@@ -99,11 +99,8 @@ size_t CudaBackend::Arrange(uint8_t* arena, int tokens, int rows, Slots* s) cons
 
 Status CudaBackend::MakeRoom(CudaWorkspace* w, int tokens, int rows) {
   if (tokens <= w->token_room && rows <= w->row_room) return Status();
-  // All graphs go with the old arena, so it grows in few steps: twofold, and with the rows that short texts bring.
-  int room = 256;
-  while (room < tokens && room < kGraphTokens) room *= 2;
-  tokens = std::max(w->token_room, tokens <= room ? room : RoundUp(tokens, 2048));
-  rows = std::max(w->row_room, std::max(rows, std::min(tokens, std::max(32, tokens / 8))));
+  tokens = std::max(w->token_room, TokenRoom(tokens));
+  rows = std::max(w->row_room, std::max(rows, RowRoom(tokens)));
   w->DropGraphs();
   {
     std::lock_guard<std::mutex> lock(mutex_);
