@@ -456,6 +456,7 @@ def test_words_about_it(classifier, google):
     assert classifier.tune([8, 16]) >= 0
     with pytest.raises(ConfigError, match="token_counts"):
         classifier.tune([0])
+    classifier.warm(64, at_once=2)  # nothing to prepare on a CPU
 
 
 def test_many_threads_at_once(google, runtime):

@@ -83,6 +83,7 @@ def test_many_threads_and_several_copies(card, folder):
             thread.join(120)
         assert len(differences) == 320 and max(differences) <= CUDA_TOLERANCES["fp32"]
         assert loaded.tune([64, 512]) >= 0
+        loaded.warm(512, 2)
         assert np.abs(loaded.predict_proba(texts) - expected).max() <= CUDA_TOLERANCES["fp32"]
 
 
