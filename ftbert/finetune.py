@@ -1,5 +1,6 @@
 """From labelled texts and a pretrained checkpoint (or none) to a model folder that `FastBertClassifier.load` serves."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -93,9 +94,10 @@ def finetune(
         plan.notices.append(machine.notice)
     version = tensorflow_version()
     run = RunFolder(output + ".training", fingerprint(plan, version, len(machine.devices)), wish.resume)
-    if wish.progress:
-        print("\n".join(plan.examination.lines() + plan.notices), file=sys.stderr)
-    return _run(plan, machine, version, run, output)
+    with contextlib.closing(run):
+        if wish.progress:
+            print("\n".join(plan.examination.lines() + plan.notices), file=sys.stderr)
+        return _run(plan, machine, version, run, output)
 
 
 def _encoded(plan: Plan, data: Dataset) -> Any:

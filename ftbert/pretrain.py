@@ -1,5 +1,6 @@
 """From plain text to a pretrained encoder that `ftbert.finetune` starts from: masked-language-model pretraining."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -180,7 +181,8 @@ def pretrain(
     run = RunFolder(
         output + ".training", _fingerprint(plan, version, len(machine.devices)), checked.resume, counter="step"
     )
-    return _run(plan, masker, machine, version, run, output)
+    with contextlib.closing(run):
+        return _run(plan, masker, machine, version, run, output)
 
 
 def _encoded(plan: _Plan, texts: List[str]) -> Tuple[Any, float]:

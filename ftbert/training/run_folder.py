@@ -1,6 +1,7 @@
 """What a training run leaves on disk while it goes on, so that it can be killed at any moment and taken up again."""
 
 import collections
+import fcntl
 import json
 import os
 import shutil
@@ -47,20 +48,49 @@ class RunFolder:
             counter: what the run counts its progress in, "epoch" or "step"; its records say it too.
 
         Raises:
-            ConfigError: what is there was begun with other data or settings.
+            ConfigError: what is there was begun with other data or settings, or is being trained by another process.
         """
         self.path = path
         self._counter = counter
         self._progress_path = os.path.join(path, "progress.json")
-        if not resume and os.path.isdir(path):
-            if os.listdir(path) and not os.path.exists(self._progress_path):
-                raise ConfigError("%s exists and is no training run of ftbert. Choose another output." % path)
-            shutil.rmtree(path)
         try:
             os.makedirs(path, exist_ok=True)
+            self._lock = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise ConfigError("%s: expected a place to write to: %s" % (path, error)) from error
-        self.progress = self._read(fingerprint)
+        try:
+            self._take()
+            if not resume:
+                self._empty()
+            self.progress = self._read(fingerprint)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self) -> None:
+        """The folder is this run's until `close`, or until the process ends, however it does."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                "%s: another run is training there. Wait for it, end it, or choose another output." % self.path
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+
+    def _empty(self) -> None:
+        if os.listdir(self.path) and not os.path.exists(self._progress_path):
+            raise ConfigError("%s exists and is no training run of ftbert. Choose another output." % self.path)
+        # The file that says that this is a run goes last.
+        for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name == "progress.json"):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.remove(entry.path)
+
+    def close(self) -> None:
+        """Lets others train there."""
+        os.close(self._lock)
 
     def _read(self, fingerprint: str) -> Dict[str, Any]:
         fresh = {
