@@ -8,6 +8,7 @@ import pytest
 from test_checkpoint_tools import fingerprint, trained, write
 
 from ftbert.checkpoint import strip_optimizer
+from ftbert.checkpoint.streams import replaced_file
 from ftbert.errors import CheckpointError
 
 
@@ -31,6 +32,18 @@ def test_a_full_disk_is_named_and_leaves_no_trace(tmp_path, ending, size):
     with files_of_at_most(size), pytest.raises(CheckpointError, match="could not be written: .*room on the disk"):
         strip_optimizer(source, str(tmp_path / ("b" + ending)))
     assert fingerprint(tmp_path) == before
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_single_file_is_replaced_whole_or_not_at_all(tmp_path, size):
+    (tmp_path / "m.onnx").write_text("the old one")
+    with files_of_at_most(size), pytest.raises(CheckpointError, match="m.onnx: could not be written"):
+        with replaced_file(str(tmp_path / "m.onnx")) as file:
+            file.write(b"x" * 2000)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the old one"]
+    with replaced_file(str(tmp_path / "m.onnx")) as file:
+        file.write(b"the new one")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the new one"]
 
 
 def test_a_disk_that_fills_up_at_the_index_leaves_no_trace(tmp_path, monkeypatch):

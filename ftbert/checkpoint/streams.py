@@ -8,6 +8,7 @@ from typing import IO, Any, Callable, Dict, Iterator, List, Sequence, Tuple, Uni
 
 import numpy as np
 
+from ftbert.checkpoint.disk import sync_and_close, writing
 from ftbert.checkpoint.readers import CheckpointReader, find_checkpoint, open_checkpoint
 from ftbert.checkpoint.safetensors_writer import SafetensorsWriter, TensorSpec
 from ftbert.checkpoint.tf_bundle import CheckpointWriter
@@ -165,11 +166,10 @@ def replaced_file(path: PathLike) -> Iterator[IO[bytes]]:
     temporary = "%s.writing-%d" % (path, os.getpid())
     made = _make_parents(path)
     try:
-        with open(temporary, "wb") as file:
+        with writing(path), open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            sync_and_close(file)
+            os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)
