@@ -9,10 +9,10 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-// Tokens of a group, about: fewer read the weights, and the last layer's for their few first tokens, more often; more
-// leave fewer groups to even out threads of unequal speed. (128 to 512 measured: 256 and more are at least as fast as
-// layer by layer, 128 is 2 to 8% slower in bf16.)
-constexpr int64_t kGroupTokens = 400;
+// Tokens of a group, about: fewer read the weights, and the last layer's for their few first tokens, more often (128:
+// up to 8% slower; 400: 2% in bf16; 512 to 2,048 alike); more leave fewer groups to even out threads of unequal speed.
+// With many threads scratch counts: about 12 KB for each token in flight, for BERT-base.
+constexpr int64_t kGroupTokens = 512, kFewestGroupTokens = 256, kTokensInFlight = 6400;
 // Fewer tokens for each thread go layer by layer.
 constexpr int64_t kLeastTokens = 128;
 // The last thread to be done may take so much longer than the average, in hundredths, before another number of groups
@@ -65,7 +65,9 @@ void PlanGroups(const Batch& batch, const Shape& shape, const Config& config, in
   });
 
   // As many groups for each thread as for the next; each row to the group with the least work so far.
-  const int64_t rounds = std::max<int64_t>(1, (shape.tokens + kGroupTokens * threads / 2) / (kGroupTokens * threads));
+  const int64_t in_flight =
+      threads * std::max(kFewestGroupTokens, std::min(kGroupTokens, kTokensInFlight / threads));
+  const int64_t rounds = std::max<int64_t>(1, (shape.tokens + in_flight / 2) / in_flight);
   std::vector<int32_t> group_of(shape.rows), by_work;
   std::vector<int64_t> load;
   const auto share_out = [&](int64_t groups) {
