@@ -89,6 +89,13 @@ struct Matrix {
   }
 };
 
+// What no kernel writes may be read before the kernel before has ended: the emulation checks that nothing else is.
+#ifdef FTBERT_EMULATE
+inline void Constant(const Matrix& matrix) { emulation::Constant(matrix.device); }
+#else
+inline void Constant(const Matrix&) {}
+#endif
+
 // The card that the programs run on; 77 ends one that has none, unless FTBERT_REQUIRE_GPU is set.
 inline Machine FirstCard() {
   int devices = 0;

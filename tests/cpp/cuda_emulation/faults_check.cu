@@ -1,0 +1,78 @@
+// The emulation finds what it is there to find: kernels with one planted fault each, and one without.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "cuda/hopper.cuh"
+#include "cuda_matrix.cuh"
+#include "emulation.h"
+
+using namespace ftbert::cuda;
+using namespace ftbert_test;
+
+namespace {
+
+enum class Planted {
+  kNone,
+  kUnorderedInWarp,      // a lane reads what another has written, without __syncwarp
+  kUnorderedInCta,       // a warp reads what another has written, without __syncthreads
+  kReadUnwritten,        // shared memory that nobody has written
+  kSharedOutOfBounds,
+  kDeviceOutOfBounds,
+  kBeforePrevious,       // what the kernel before may write, read before the wait for it
+  kNoWait,               // a CTA that ends without that wait
+  kUnfinishedCopy,       // an asynchronous copy read before it is waited for
+  kHalfBarrier,          // a named barrier that half of its threads leave out
+};
+constexpr Planted kAll[] = {Planted::kNone,           Planted::kUnorderedInWarp,   Planted::kUnorderedInCta,
+                            Planted::kReadUnwritten,  Planted::kSharedOutOfBounds, Planted::kDeviceOutOfBounds,
+                            Planted::kBeforePrevious, Planted::kNoWait,            Planted::kUnfinishedCopy,
+                            Planted::kHalfBarrier};
+
+__global__ void Faulty(Planted planted, const float* in, float* out) {
+  const uint32_t base = SharedAddress(DynamicShared()), mine = base + 4 * threadIdx.x;
+  const auto is = [&](Planted one) { return planted == one; };
+  if (is(Planted::kBeforePrevious)) out[threadIdx.x] = in[threadIdx.x];
+  if (!is(Planted::kNoWait)) WaitForPreviousKernel();
+  if (!is(Planted::kReadUnwritten)) StoreShared(mine, in[threadIdx.x]);
+  if (!is(Planted::kUnorderedInWarp)) __syncwarp();
+  float sum = LoadShared2(base + 8 * (threadIdx.x / 32 * 16 + (threadIdx.x + 1) % 16)).x;
+  if (!is(Planted::kUnorderedInCta)) __syncthreads();
+  sum += LoadShared2(base + 8 * ((threadIdx.x + 16) % 32)).x;
+  if (is(Planted::kSharedOutOfBounds)) sum += LoadShared2(base + 4096 + 8 * threadIdx.x).x;
+  if (is(Planted::kDeviceOutOfBounds)) sum += in[64 + threadIdx.x];
+  __syncthreads();
+  const uint32_t copied = base + 1024 + 16 * threadIdx.x;
+  CopyAsync16(copied, in + threadIdx.x / 4 * 4, true);
+  CommitCopies();
+  if (!is(Planted::kUnfinishedCopy)) WaitCopies<0>();
+  sum += LoadShared4(copied).x;
+  WaitCopies<0>();
+  if (!is(Planted::kHalfBarrier) || threadIdx.x < 32) NamedBarrierSync(1, 64);
+  out[threadIdx.x] = sum;
+}
+
+}  // namespace
+
+int main() {
+  int wrong = 0;
+  for (const Planted planted : kAll) {
+    Matrix in(Element::kFloat, 1, 64), out(Element::kFloat, 1, 64);
+    in.Random(1.f);
+    LaunchShape shape;
+    shape.grid = dim3(1);
+    shape.block = dim3(64);
+    shape.shared = 4096;
+    shape.dependent = true;
+    const long before = emulation::Faults();
+    const cudaError_t launched = Launch(shape, Faulty, planted, static_cast<const float*>(in.device),
+                                        static_cast<float*>(out.device));
+    const bool found = cudaDeviceSynchronize() != cudaSuccess || launched != cudaSuccess;
+    std::printf("planted %d: %ld faults\n", static_cast<int>(planted), emulation::Faults() - before);
+    if (found != (planted != Planted::kNone)) {
+      std::printf("FAIL planted %d: expected %s\n", static_cast<int>(planted), found ? "no fault" : "a fault");
+      ++wrong;
+    }
+  }
+  return wrong == 0 ? 0 : 1;
+}

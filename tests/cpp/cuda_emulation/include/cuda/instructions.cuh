@@ -1,0 +1,57 @@
+// Emulated: ftbert/_ops/cuda/instructions.cuh says what each does.
+#ifndef FTBERT_TESTS_CUDA_EMULATION_INSTRUCTIONS_CUH_
+#define FTBERT_TESTS_CUDA_EMULATION_INSTRUCTIONS_CUH_
+
+#include <cuda_runtime.h>
+
+#include "emulation.h"
+
+namespace ftbert {
+namespace cuda {
+
+inline void WaitForPreviousKernel() { emulation::WaitForPrevious(); }
+inline void LetNextKernelStart() {}
+inline uint32_t PackHalfPair(float low, float high) {
+  const auto saturate = [](float x) { return x > 65504.f ? 65504.f : (x < -65504.f ? -65504.f : x); };
+  return __float2half(saturate(low)).bits | static_cast<uint32_t>(__float2half(saturate(high)).bits) << 16;
+}
+inline float FastExp2(float x) { return x < -126.f ? 0.f : std::exp2(x); }
+inline float FastTanh(float x) { return std::tanh(x); }
+
+inline uint32_t SharedAddress(const void* pointer) { return emulation::SharedAddress(pointer); }
+inline uint8_t* DynamicShared() { return emulation::DynamicShared(); }
+inline void StoreShared(uint32_t address, float value) { emulation::StoreShared(address, &value, 4); }
+inline void StoreShared(uint32_t address, uint32_t value) { emulation::StoreShared(address, &value, 4); }
+inline void StoreShared(uint32_t address, uint16_t value) { emulation::StoreShared(address, &value, 2); }
+inline void StoreShared4(uint32_t address, const float4& value) { emulation::StoreShared(address, &value, 16); }
+template <typename V>
+V LoadSharedAs(uint32_t address) {
+  V value;
+  emulation::LoadShared(address, &value, sizeof value);
+  return value;
+}
+inline float2 LoadShared2(uint32_t address) { return LoadSharedAs<float2>(address); }
+inline float4 LoadShared4(uint32_t address) { return LoadSharedAs<float4>(address); }
+inline uint4 LoadSharedPiece(uint32_t address) { return LoadSharedAs<uint4>(address); }
+
+inline void CopyAsync16(uint32_t to, const void* from, bool valid) { emulation::CopyAsync16(to, from, valid); }
+inline void CommitCopies() { emulation::CommitCopies(); }
+template <int kPending>
+void WaitCopies() {
+  emulation::WaitCopies(kPending);
+}
+inline void LoadMatrix4(uint32_t (&r)[4], uint32_t address) { emulation::LoadMatrix4(r, address, false); }
+inline void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t address) { emulation::LoadMatrix4(r, address, true); }
+inline void StoreMatrix4(uint32_t address, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+  const uint32_t r[4] = {r0, r1, r2, r3};
+  emulation::StoreMatrix4(address, r);
+}
+template <typename T>
+void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::MultiplyAdd(d, a, b0, b1, emulation::KindOf<T>());
+}
+
+}  // namespace cuda
+}  // namespace ftbert
+
+#endif  // FTBERT_TESTS_CUDA_EMULATION_INSTRUCTIONS_CUH_
