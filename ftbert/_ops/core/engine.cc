@@ -113,6 +113,17 @@ Status CheckConfig(const Config& c) {
 
 std::string At(const char* what, int64_t index) { return std::string(what) + "[" + std::to_string(index) + "]"; }
 
+// The first id that is not in [0, end), or -1. All are looked at before one is searched for: the compiler makes vectors
+// of that, and every batch goes through here.
+int64_t FirstOutside(const int32_t* ids, int32_t count, int32_t end) {
+  uint32_t outside = 0;
+  for (int32_t t = 0; t < count; ++t) outside |= static_cast<uint32_t>(ids[t]) >= static_cast<uint32_t>(end);
+  if (outside == 0) return -1;
+  int64_t t = 0;
+  while (static_cast<uint32_t>(ids[t]) < static_cast<uint32_t>(end)) ++t;
+  return t;
+}
+
 // Everything is looked at before anything runs: a wrong id would read outside the tables.
 Status CheckBatch(const Config& config, const Batch& batch, Shape* shape) {
   if (batch.num_rows < 1 || batch.token_ids == nullptr || batch.row_splits == nullptr) {
@@ -133,21 +144,18 @@ Status CheckBatch(const Config& config, const Batch& batch, Shape* shape) {
   }
   shape->rows = batch.num_rows;
   shape->tokens = batch.row_splits[batch.num_rows];
-  for (int32_t t = 0; t < shape->tokens; ++t) {
-    if (batch.token_ids[t] < 0 || batch.token_ids[t] >= config.vocab_size) {
-      return Status(Code::kInvalidArgument, At("token_ids", t) + " is " + std::to_string(batch.token_ids[t]) +
-                                                "; expected 0 to " + std::to_string(config.vocab_size - 1) +
-                                                ". The vocabulary does not belong to this model.");
-    }
+  const int64_t token = FirstOutside(batch.token_ids, shape->tokens, config.vocab_size);
+  if (token >= 0) {
+    return Status(Code::kInvalidArgument, At("token_ids", token) + " is " + std::to_string(batch.token_ids[token]) +
+                                              "; expected 0 to " + std::to_string(config.vocab_size - 1) +
+                                              ". The vocabulary does not belong to this model.");
   }
-  if (batch.segment_ids != nullptr) {
-    for (int32_t t = 0; t < shape->tokens; ++t) {
-      if (batch.segment_ids[t] < 0 || batch.segment_ids[t] >= config.type_vocab_size) {
-        return Status(Code::kInvalidArgument, At("segment_ids", t) + " is " + std::to_string(batch.segment_ids[t]) +
-                                                  "; expected 0 to " + std::to_string(config.type_vocab_size - 1) +
-                                                  ".");
-      }
-    }
+  const int64_t segment =
+      batch.segment_ids != nullptr ? FirstOutside(batch.segment_ids, shape->tokens, config.type_vocab_size) : -1;
+  if (segment >= 0) {
+    return Status(Code::kInvalidArgument, At("segment_ids", segment) + " is " +
+                                              std::to_string(batch.segment_ids[segment]) + "; expected 0 to " +
+                                              std::to_string(config.type_vocab_size - 1) + ".");
   }
   return Status();
 }

@@ -125,14 +125,14 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
   __syncwarp();
   constexpr int kPer = 16 / sizeof(Out);           // values in 16 bytes
   constexpr int kPieces = kColumns / kPer;         // of a row
-  constexpr int kEach = 16 * kPieces / 32;         // of a lane
+  constexpr int kEach = CeilDiv(16 * kPieces, 32);  // of a lane; its last may be none
   const auto load = [&](int i) {
     const int piece = i * 32 + lane, r = piece / kPieces, n = piece % kPieces * kPer;
     return LoadSharedPiece(staging + r * kPitch + n * static_cast<int>(sizeof(Out)));
   };
   const auto place = [&](int i) {
     const int piece = i * 32 + lane, r = piece / kPieces, n = piece % kPieces * kPer;
-    return row + r < e.m && column + n < e.n ? (row + r) * e.ldo + column + n : int64_t{-1};
+    return r < 16 && row + r < e.m && column + n < e.n ? (row + r) * e.ldo + column + n : int64_t{-1};
   };
   if constexpr (sizeof(Out) == 2) {
     if (e.residual != nullptr) {
@@ -160,8 +160,7 @@ __device__ __forceinline__ void StoreBlock(const float (&acc)[kColumns / 2], con
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int64_t at = place(i);
-    const uint4 v = load(i);
-    if (at >= 0) *reinterpret_cast<uint4*>(static_cast<Out*>(e.out) + at) = v;
+    if (at >= 0) *reinterpret_cast<uint4*>(static_cast<Out*>(e.out) + at) = load(i);
   }
 #endif
 }

@@ -128,7 +128,8 @@ struct WgmmaTile {
 constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1},  {128, 128, true, 2},  {128, 192, true, 1},
                                      {128, 256, false, 1}, {128, 256, false, 2}, {128, 192, false, 1},
                                      {128, 128, false, 1}, {128, 96, false, 1},  {128, 64, false, 1},
-                                     {64, 256, true, 2},   {64, 96, true, 1},    {128, 128, true, 4}};
+                                     {64, 256, true, 2},   {64, 96, true, 1},    {128, 128, true, 4},
+                                     {128, 144, false, 1}};
 constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
 
 // Clusters that run at once. Those of four do not fill every group of multiprocessors: sixteen or eighteen share one.

@@ -280,6 +280,8 @@ cudaError_t RunWgmma(const Machine& machine, Element in, int variant, const Gemm
       return LaunchWgmma<In, Out, 10>(machine, in, g, stream);
     case 11:
       return LaunchWgmma<In, Out, 11>(machine, in, g, stream);
+    case 12:
+      return LaunchWgmma<In, Out, 12>(machine, in, g, stream);
   }
   return cudaErrorInvalidValue;
 }
