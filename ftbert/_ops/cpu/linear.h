@@ -56,6 +56,7 @@ struct Tile {
   int32_t k_begin = 0;
   int32_t k_end = 0;
   Epilogue epilogue = Epilogue::kBias;
+  const void* then = nullptr;  // weights that this thread reads next, if known: a kernel may fetch their beginning
   // Row 0, column 0 of the output (Panel::column counts from here). fp32, stride in floats ...
   float* out = nullptr;
   ptrdiff_t out_stride = 0;

@@ -212,10 +212,10 @@ void ComputeAs(const LinearJob& job) {
   AMX_LOAD(7, now.weights + kTileBytes, kLineBytes);
   for (int32_t p = 0; p < job.panel_count; ++p) {
     FetchAhead ahead;
-    if (p + 1 < job.panel_count) {  // the lines of a step's weights, shared out among the blocks
+    ahead.at = p + 1 < job.panel_count ? now.weights + job.panel_bytes : job.then;
+    if (ahead.at != nullptr) {  // the lines of a step's weights, shared out among the blocks
       constexpr int32_t kParts = kStepBytes / (FetchAhead::kAtOnce * kLineBytes);
       ahead.lines = (kParts + blocks - 1) / blocks * FetchAhead::kAtOnce;
-      ahead.at = now.weights + job.panel_bytes;
       ahead.end = ahead.at + job.panel_bytes;
     }
     for (int32_t block = 0; block < blocks; ++block) {

@@ -51,6 +51,7 @@ struct LinearJob {
   size_t scale_offset = 0;  // of the RowScale from a row's first byte
   const uint8_t* weights = nullptr;
   size_t panel_bytes = 0;
+  const uint8_t* then = nullptr;            // as in Tile
   const Panel* panels = nullptr;
   int32_t panel_count = 0;
   const float* bias = nullptr;              // panel_count x panel_columns, as the next two

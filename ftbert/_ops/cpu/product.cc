@@ -53,6 +53,11 @@ int32_t WholeGroups(const LinearKernel& kernel, int32_t rows) {
   return DivideUp(rows, kernel.group_rows()) * kernel.group_rows();
 }
 
+// What a thread that goes through blocks of rows reads next: Tile::then.
+const void* FirstPanel(const PackedMatrix& weight, int32_t panel) {
+  return weight.weights.as<char>() + panel * weight.panel_bytes;
+}
+
 // Bytes of each intermediate, `rows` rows of it.
 struct Layout {
   size_t in = 0, wide = 0, mid = 0, out = 0;
@@ -135,6 +140,7 @@ void Products::Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t p
     tile.panel_begin = panel_begin;
     tile.panel_end = panel_end;
     tile.k_end = weight.inputs;
+    tile.then = FirstPanel(weight, panel_begin);
     tile.epilogue = epilogue;
     tile.out = out.row(rows.begin);
     tile.out_stride = out.stride;
@@ -173,6 +179,7 @@ void Products::LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Ro
     tile.rows = rows.size();
     tile.panel_end = panels;
     tile.k_end = weight.inputs;
+    tile.then = FirstPanel(weight, 0);
     tile.out = reinterpret_cast<float*>(local);
     tile.out_stride = sum_stride;
     kernel.Compute(weight, tile);
@@ -242,10 +249,12 @@ void Products::FeedForwardBlock(const PackedMatrix& up, const PackedMatrix& down
   }
   first.rows = states.count;
   first.k_end = up.inputs;
+  first.then = FirstPanel(down, 0);
   first.epilogue = activation;
   Tile second;
   second.rows = states.count;
   second.panel_end = static_cast<int32_t>(down.panels.size());
+  second.then = FirstPanel(up, 0);
   second.out = sum;
   second.out_stride = sum_stride;
   for (int32_t panel = 0; panel < panels; panel += chunk) {
