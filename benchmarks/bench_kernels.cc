@@ -9,8 +9,9 @@
 //
 //   peak    (always) register-only multiply-adds: one core, then so many threads at once, which is what the model's
 //           share is of: two threads on one core's two hardware threads have the peak of one core between them. On a
-//           processor with AMX the peaks of its bf16 and int8 products too
-//   gemm    the fp32 product alone, one core, at BERT-base's four shapes, T from 16 to 4096, as a fraction of the peak
+//           processor with AMX the peaks of its bf16 and int8 products too, of random tiles
+//   gemm    the product alone in each precision, one core, BERT-base's four shapes, T from 16 to 4096, inputs prepared:
+//           multiply-adds a second and, where the peak is that of the precision's own unit, the fraction of it
 //   model   BERT-base of random weights through Engine::Run: 1 x 32, 1 x 128, 8 x 128, 32 x 128, and 256 texts of
 //           lengths lognormal(median 40, sigma 0.6) clipped to 8..128; GFLOP/s counts what padding-free arithmetic
 //           needs for every layer in full (the last layer's saving counts as speed)
@@ -23,6 +24,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -61,6 +64,18 @@ void Record(const std::string& name, const std::string& fields) {
   }
   std::fprintf(file, "[\n  %s\n]\n", json.c_str());
   std::fclose(file);
+}
+
+std::vector<std::string> Split(const std::string& list) {
+  std::vector<std::string> items(1);
+  for (const char c : list) {
+    if (c == ',') {
+      items.emplace_back();
+    } else {
+      items.back() += c;
+    }
+  }
+  return items;
 }
 
 std::string Number(double value) {
@@ -108,9 +123,23 @@ double MeasurePeak(const cpu::Kernels& kernels, int threads) {
 }
 
 #ifdef FTBERT_BENCH_AMX
-// Four independent tiles of sums, two of inputs, two of weights: what a kernel at its best does between loads.
-#define FTBERT_AMX_PEAK(name, product)                                                                  \
+// Four tiles of 1 KiB. As bf16: both signs, 1/8 to 4.
+const uint16_t* RandomTiles(bool bf16) {
+  static const std::vector<uint16_t> tiles = [] {
+    std::mt19937 random(11);
+    std::vector<uint16_t> values(2 * 4 * 512);
+    for (uint16_t& value : values) value = static_cast<uint16_t>(random());
+    for (size_t i = 0; i < values.size() / 2; ++i) values[i] = (values[i] & 0x81ff) | 0x3e00;
+    return values;
+  }();
+  return tiles.data() + (bf16 ? 0 : tiles.size() / 2);
+}
+
+// Four independent tiles of sums, two of inputs, two of weights: what a kernel at its best does between loads. Products
+// of zeros would be faster than any others.
+#define FTBERT_AMX_PEAK(name, product, bf16)                                                            \
   __attribute__((target("amx-tile,amx-bf16,amx-int8"))) void name(int64_t rounds) {                     \
+    const uint16_t* tiles = RandomTiles(bf16);                                                          \
     struct alignas(64) {                                                                                \
       uint8_t palette = 1, start_row = 0, reserved[14] = {};                                            \
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};                                            \
@@ -122,10 +151,10 @@ double MeasurePeak(const cpu::Kernels& kernels, int threads) {
     _tile_zero(1);                                                                                      \
     _tile_zero(2);                                                                                      \
     _tile_zero(3);                                                                                      \
-    _tile_zero(4);                                                                                      \
-    _tile_zero(5);                                                                                      \
-    _tile_zero(6);                                                                                      \
-    _tile_zero(7);                                                                                      \
+    _tile_loadd(4, tiles, 64);                                                                          \
+    _tile_loadd(5, tiles + 512, 64);                                                                    \
+    _tile_loadd(6, tiles + 1024, 64);                                                                   \
+    _tile_loadd(7, tiles + 1536, 64);                                                                   \
     for (int64_t i = 0; i < rounds; ++i) {                                                              \
       product(0, 4, 6);                                                                                 \
       product(1, 4, 7);                                                                                 \
@@ -134,12 +163,16 @@ double MeasurePeak(const cpu::Kernels& kernels, int threads) {
     }                                                                                                   \
     _tile_release();                                                                                    \
   }
-FTBERT_AMX_PEAK(PeakAmxBf16, _tile_dpbf16ps)
-FTBERT_AMX_PEAK(PeakAmxInt8, _tile_dpbusd)
+FTBERT_AMX_PEAK(PeakAmxBf16, _tile_dpbf16ps, true)
+FTBERT_AMX_PEAK(PeakAmxInt8, _tile_dpbusd, false)
 #undef FTBERT_AMX_PEAK
 #endif
 
+// Peaks of one thread, by unit.
+std::map<std::string, double> peaks;
+
 void RecordPeak(const char* unit, int threads, double rate) {
+  if (threads == 1) peaks[unit] = rate;
   std::printf("peak of %s, %d thread%s: %.1f Gop/s\n", unit, threads, threads == 1 ? "" : "s at once", rate / 1e9);
   Record("peak", std::string("\"unit\": \"") + unit + "\", \"threads\": " + std::to_string(threads) +
                      ", \"gflops\": " + Number(rate / 1e9));
@@ -155,9 +188,19 @@ void MeasureAmxPeaks(cpu::Isa isa, int threads) {
 #endif
 }
 
-void BenchGemm(cpu::Isa isa, double peak) {
-  const cpu::LinearKernel& kernel = *cpu::Fp32Kernel(isa);
+const cpu::LinearKernel& KernelOf(cpu::Isa isa, const std::string& precision) {
+  return precision == "int8"   ? *cpu::Int8Kernel(isa)
+         : precision == "bf16" ? *cpu::Bf16Kernel(isa)
+                               : *cpu::Fp32Kernel(isa);
+}
+
+void BenchGemm(cpu::Isa isa, const std::string& precision) {
+  const cpu::LinearKernel& kernel = KernelOf(isa, precision);
+  const std::string unit = precision == "fp32" ? "fp32" : kernel.isa() == cpu::Isa::kAmx ? "amx " + precision : "";
+  const double peak = peaks.count(unit) != 0 ? peaks.at(unit) : 0;
   const int shapes[][2] = {{768, 2304}, {768, 768}, {768, 3072}, {3072, 768}};
+  std::printf("%s %s, 10^9 multiply-adds/s%s\n", precision.c_str(), cpu::IsaName(kernel.isa()),
+              peak > 0 ? " (of peak)" : "");
   for (const auto& shape : shapes) {
     const int32_t K = shape[0], N = shape[1];
     std::vector<float> values(static_cast<size_t>(K) * N), bias(N, 0.1f);
@@ -169,18 +212,30 @@ void BenchGemm(cpu::Isa isa, double peak) {
     source.bias = bias.data();
     cpu::PackedMatrix packed;
     if (!kernel.Pack({source}, &packed).ok()) std::exit(1);
-    std::printf("gemm %4d x %4d, of peak:", K, N);
+    std::printf("gemm %4d x %4d:", K, N);
     for (int32_t T : {16, 32, 64, 128, 512, 1024, 4096}) {
       const size_t in_stride = K + 16, out_stride = N + 16;
-      cpu::Buffer in, out;
-      if (!in.Allocate(T * in_stride * 4) || !out.Allocate(T * out_stride * 4)) std::exit(1);
-      std::fill_n(in.as<float>(), T * in_stride, 0.01f);
+      cpu::Buffer in, prepared, out;
+      const int32_t group = kernel.group_rows();
+      const size_t prepared_stride = kernel.input_row_bytes(K);
+      if (!in.Allocate(T * in_stride * 4) || !out.Allocate(T * out_stride * 4) ||
+          !prepared.Allocate((T + group - 1) / group * group * prepared_stride)) {
+        std::exit(1);
+      }
+      for (size_t i = 0; i < T * in_stride; ++i) {
+        in.as<float>()[i] = static_cast<float>(i * 2654435761u % 2003) * 1e-3f - 1.0f;
+      }
+      if (prepared_stride > 0) kernel.Prepare(in.as<float>(), in_stride, T, K, prepared.data(), prepared_stride);
       const int32_t block = kernel.block_rows(K, N);
       const Times times = Repeat([&] {
         for (int32_t row = 0; row < T; row += block) {
           cpu::Tile tile;
           tile.in = in.as<float>() + row * in_stride;
           tile.in_stride = in_stride * sizeof(float);
+          if (prepared_stride > 0) {
+            tile.in = prepared.as<char>() + kernel.RowOffset(row, prepared_stride);
+            tile.in_stride = prepared_stride;
+          }
           tile.rows = std::min(block, T - row);
           tile.panel_end = static_cast<int32_t>(packed.panels.size());
           tile.k_end = K;
@@ -190,9 +245,11 @@ void BenchGemm(cpu::Isa isa, double peak) {
         }
       });
       const double rate = 2.0 * T * K * N / times.median;
-      std::printf("  T=%d %.3f", T, rate / peak);
+      std::printf("  T=%d %.1f", T, rate / 2e9);
+      if (peak > 0) std::printf(" (%.3f)", rate / peak);
       Record("gemm", "\"K\": " + std::to_string(K) + ", \"N\": " + std::to_string(N) + ", \"T\": " + std::to_string(T) +
-                         ", \"gflops\": " + Number(rate / 1e9) + ", \"of_peak\": " + Number(rate / peak));
+                         ", \"precision\": \"" + precision + "\", \"gflops\": " + Number(rate / 1e9) +
+                         (peak > 0 ? ", \"of_peak\": " + Number(rate / peak) : ""));
     }
     std::printf("\n");
     std::fflush(stdout);
@@ -220,18 +277,6 @@ Config BertBase() {
   config.num_labels = 5;
   config.activation = Activation::kGeluErf;
   return config;
-}
-
-std::vector<std::string> Split(const std::string& list) {
-  std::vector<std::string> items(1);
-  for (const char c : list) {
-    if (c == ',') {
-      items.emplace_back();
-    } else {
-      items.back() += c;
-    }
-  }
-  return items;
 }
 
 // `peak` is that of all the threads together.
@@ -330,7 +375,9 @@ int main(int argc, char** argv) {
   const double one = MeasurePeak(kernels, 1);
   RecordPeak("fp32", 1, one);
   MeasureAmxPeaks(isa, 1);
-  if (wanted("gemm")) BenchGemm(isa, one);
+  if (wanted("gemm")) {
+    for (const std::string& name : Split(precision_list)) BenchGemm(isa, name);
+  }
   if (wanted("model")) {
     const ftbert_test::RandomModel model(BertBase());
     for (const std::string& count : Split(thread_list)) {

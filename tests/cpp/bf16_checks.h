@@ -5,6 +5,7 @@
 
 #include "core/half.h"
 #include "linear_fixture.h"
+#include "product_checks.h"
 
 namespace ftbert_test {
 
@@ -46,7 +47,7 @@ inline void CheckPreparedOutput(const Form& form, const Problem& p) {
   const size_t bytes = kernel.input_row_bytes(p.outputs);
   const PreparedRows expected(kernel, floats.data(), p.outputs, p.rows, p.outputs, 0);
   const PreparedRows in(kernel, p.x.data(), p.inputs, p.rows, p.inputs, 0);
-  std::vector<uint8_t> got(bytes * p.rows, 0xff);
+  std::vector<uint8_t> got(PreparedBytes(kernel, p.rows, bytes), 0xff);
   ftbert::cpu::Tile tile;
   tile.in = in.data;
   tile.in_stride = in.stride;
@@ -57,7 +58,35 @@ inline void CheckPreparedOutput(const Form& form, const Problem& p) {
   tile.prepared_out = got.data();
   tile.prepared_stride = bytes;
   kernel.Compute(packed, tile);
-  CHECK(std::memcmp(got.data(), expected.data, got.size()) == 0);
+  const int32_t lines = static_cast<int32_t>(bytes / 64);
+  bool same = true, rounded = true;
+  for (int32_t r = 0; r < p.rows; ++r) {
+    const std::vector<uint8_t> row = RowLines(kernel, got.data(), bytes, r, lines);
+    same = same && row == RowLines(kernel, expected.data, expected.stride, r, lines);
+    for (int32_t n = 0; n < 32 * lines; ++n) {
+      uint16_t half;
+      std::memcpy(&half, &row[2 * n], sizeof(half));
+      const float value = n < p.outputs ? Rounded(floats[static_cast<size_t>(r) * p.outputs + n]) : 0.0f;
+      rounded = rounded && ftbert::BFloat16ToFloat(half) == value;
+    }
+  }
+  CHECK(same);
+  CHECK(rounded);
+  // The next product on it is the one on the floats.
+  const Problem next(p.outputs, 70, p.rows, 2);
+  const PackedMatrix second = next.Pack(kernel);
+  const std::vector<float> wanted = Multiply(kernel, second, floats.data(), p.rows, Epilogue::kBias);
+  std::vector<float> chained(wanted.size(), kNan);
+  tile.in = got.data();
+  tile.in_stride = bytes;
+  tile.panel_end = static_cast<int32_t>(second.panels.size());
+  tile.k_end = p.outputs;
+  tile.epilogue = Epilogue::kBias;
+  tile.prepared_out = nullptr;
+  tile.out = chained.data();
+  tile.out_stride = second.outputs;
+  kernel.Compute(second, tile);
+  CHECK(SameBits(chained.data(), wanted.data(), wanted.size()));
 }
 
 inline void CheckBf16(const Form& form) {
@@ -79,6 +108,15 @@ inline void CheckBf16(const Form& form) {
     CheckRowsAreIndependent(form, p, p.Pack(*form.kernel), Epilogue::kBias);
   }
   for (int32_t outputs : {1, 31, 32, 97, 512}) CheckPreparedOutput(form, Problem(97, outputs, 35));
+  for (int32_t rows = 1; rows <= 65; ++rows) CheckPreparedOutput(form, Problem(70, 97, rows));
+  for (int32_t inputs : {1, 31, 32, 33, 64, 65, 97, 769}) {
+    const Problem p(inputs, 105, 65);
+    CheckBf16Product(form, p, 3, Epilogue::kBiasGeluErf);
+    CheckRowCounts(form, p, 3, Epilogue::kBiasGeluErf);
+    CheckPrepare(form, p);
+  }
+  CheckProducts(form, 160, 224, Epilogue::kBiasGeluErf);
+  CheckProducts(form, 97, 129, Epilogue::kBiasRelu);
   {  // zeros give the bias, exactly; huge values stay finite; NaN and infinity reach their own row alone
     Problem p(64, 33, 4);
     for (int32_t k = 0; k < p.inputs; ++k) {

@@ -4,6 +4,7 @@
 #define FTBERT_TESTS_CPP_INT8_CHECKS_H_
 
 #include "linear_fixture.h"
+#include "product_checks.h"
 
 namespace ftbert_test {
 
@@ -37,7 +38,11 @@ struct PackedReader {
   int Level(int32_t k, int32_t n) const {
     int32_t panel;
     const int32_t c = Place(n, &panel);
-    return packed.weights.as<int8_t>()[panel * packed.panel_bytes + (k / 4 * columns + c) * 4 + k % 4];
+    int32_t group = k / 4 * columns + c;
+    if (packed.kernel->group_rows() > 1) {  // tile form: of each line, 16 groups of columns 0 .. 15, then of the others
+      group = k / 64 * 16 * columns + c / 16 * 256 + k / 4 % 16 * 16 + c % 16;
+    }
+    return packed.weights.as<int8_t>()[panel * packed.panel_bytes + group * 4 + k % 4];
   }
   float Scale(int32_t n) const {
     int32_t panel;
@@ -120,6 +125,14 @@ inline void CheckInt8Sizes(const Form& form) {
     CheckRowsAreIndependent(form, p, p.Pack(*form.kernel), Epilogue::kBias);
   }
   CheckQuantization(form, Problem(768, 97, 1));
+  for (int32_t inputs : {1, 63, 64, 65, 129, 193, 769}) {
+    const Problem p(inputs, 105, 65);
+    CheckInt8Product(form, p, 3, Epilogue::kBiasGeluErf);
+    CheckRowCounts(form, p, 3, Epilogue::kBiasGeluErf);
+    CheckPrepare(form, p);
+  }
+  CheckProducts(form, 160, 224, Epilogue::kBiasGeluErf);
+  CheckProducts(form, 97, 129, Epilogue::kBiasRelu);
 }
 
 inline void CheckInt8Extremes(const Form& form) {

@@ -71,8 +71,14 @@ inline std::string Describe(const char* form, const Problem& p) {
          std::to_string(p.outputs);
 }
 
+// Bytes that `rows` prepared rows take: whole groups.
+inline size_t PreparedBytes(const LinearKernel& kernel, int32_t rows, size_t stride) {
+  const int32_t group = kernel.group_rows();
+  return static_cast<size_t>((rows + group - 1) / group) * group * stride;
+}
+
 // Rows as the kernel wants them, each with `gap` bytes of poison behind it, at an address that is odd for floats'
-// vectors.
+// vectors. The rows that the last group lacks are poison, too.
 struct PreparedRows {
   std::vector<uint8_t> storage;
   uint8_t* data = nullptr;
@@ -82,7 +88,7 @@ struct PreparedRows {
                size_t gap) {
     const size_t bytes = kernel.input_row_bytes(inputs);
     stride = (bytes == 0 ? inputs * sizeof(float) : bytes) + gap;
-    storage.assign(stride * rows + 4, 0xff);
+    storage.assign(PreparedBytes(kernel, rows, stride) + 4, 0xff);
     data = storage.data() + 4;
     if (bytes == 0) {
       for (int32_t r = 0; r < rows; ++r) std::memcpy(data + r * stride, x + r * x_stride, inputs * sizeof(float));
@@ -91,6 +97,15 @@ struct PreparedRows {
     }
   }
 };
+
+// `lines` lines of 64 bytes of a prepared row, on end.
+inline std::vector<uint8_t> RowLines(const LinearKernel& kernel, const uint8_t* prepared, size_t stride, int32_t row,
+                                     int32_t lines) {
+  std::vector<uint8_t> bytes;
+  const uint8_t* line = prepared + kernel.RowOffset(row, stride);
+  for (int32_t i = 0; i < lines; ++i, line += 64 * kernel.group_rows()) bytes.insert(bytes.end(), line, line + 64);
+  return bytes;
+}
 
 // out (rows, N + 5) with NaN before and a mark after the columns; checks that the mark is untouched.
 inline std::vector<float> Multiply(const LinearKernel& kernel, const PackedMatrix& packed, const float* x, int32_t rows,

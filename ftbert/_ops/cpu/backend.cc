@@ -185,6 +185,7 @@ class CpuBackend final : public Backend {
       task.head_size = D;
       task.scale = 1.f / __builtin_sqrtf(static_cast<float>(D));
       task.scratch = w->attention[thread].as<float>();
+      task.fetch_next = w->team->size() == 1 && head + 1 < N;  // alone, a thread takes one head after the other
       kernels_->attention(task);
     });
   }

@@ -48,6 +48,7 @@ struct AttentionTask {
   int32_t head_size;     // D, at most 128
   float scale;
   float* scratch;        // attention_scratch_floats(keys, D), 64-byte aligned
+  bool fetch_next;       // D floats behind each query, key and value are wanted next: the following head
 };
 
 // out = norm(word + position + segment) for `rows` tokens of one row of text.

@@ -45,8 +45,9 @@ enum class Epilogue : int { kBias, kBiasGeluErf, kBiasGeluTanh, kBiasRelu, kBias
 
 // Work for one thread: `rows` rows by panels [panel_begin, panel_end), inputs [k_begin, k_end).
 struct Tile {
-  const void* in = nullptr;   // row 0 as Prepare wrote it; where input_row_bytes() is 0, fp32 rows, at input k_begin
-  size_t in_stride = 0;       // bytes between rows
+  // Row 0 as Prepare wrote it, the first of a group of rows; where input_row_bytes() is 0, fp32 rows, at input k_begin.
+  const void* in = nullptr;
+  size_t in_stride = 0;  // bytes between rows
   int32_t rows = 0;
   int32_t panel_begin = 0;
   int32_t panel_end = 0;
@@ -55,6 +56,7 @@ struct Tile {
   int32_t k_begin = 0;
   int32_t k_end = 0;
   Epilogue epilogue = Epilogue::kBias;
+  const void* then = nullptr;  // weights that this thread reads next, if known: a kernel may fetch their beginning
   // Row 0, column 0 of the output (Panel::column counts from here). fp32, stride in floats ...
   float* out = nullptr;
   ptrdiff_t out_stride = 0;
@@ -89,7 +91,17 @@ class LinearKernel {
     (void)inputs;
     return 0;
   }
+  // Prepared rows come in groups of so many, interleaved line by line (64 bytes): group g is the group_rows() * stride
+  // bytes behind g * group_rows() * stride, whole even where its last rows are missing. Tiles begin with a group;
+  // row_tile() is a multiple of it.
+  virtual int32_t group_rows() const { return 1; }
+  // Where row `row` of prepared ones begins.
+  size_t RowOffset(int32_t row, size_t stride) const {
+    const int32_t of_group = row % group_rows();
+    return (row - of_group) * stride + of_group * size_t{64};
+  }
   // Converts `rows` fp32 rows of K inputs (in_stride in floats) into rows of input_row_bytes(K), `stride` bytes apart.
+  // `prepared` is where the first of them begins; that is a group's first row, or all of them are of one group.
   virtual void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
                        size_t stride) const {
     (void)in, (void)in_stride, (void)rows, (void)inputs, (void)prepared, (void)stride;

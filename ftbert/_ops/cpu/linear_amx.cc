@@ -1,17 +1,23 @@
 // int8 and bf16 matrix products with AMX.
 //
 // 2 x 2 tiles of sums are 32 rows x 32 columns, one panel; a step takes 64 bytes of inputs: 4 tile loads, 4 products of
-// 16 cycles each. Sums go through the first-level cache to the AVX-512 epilogue, and the epilogue of one 32 x 32 block
-// runs a few rows per step between the products of the next: the tile unit and the vector units work at the same time,
-// which matters because GELU of a block costs nearly half as many cycles as the products of 768 inputs.
+// 16 cycles each. Sums go through the first-level cache to the AVX-512 epilogue, and the epilogue of one block of 32 x
+// 32 runs a few rows per step between the products of the next: the tile unit and the vector units work at the same
+// time, which matters because GELU of a block costs nearly half as many cycles as the products of 768 inputs.
 //
-// The four loads of a step come before its four products. On a Xeon of 16 shared processors, tiles in the first-level
-// cache: 1200 G bf16 multiply-adds a second without loads, 282 with one load before each product, 52 + 16 cycles for
-// each, as if a load waited for the product before it.
+// Rows and panels are in tile form (linear_int8_bf16.h), and a tile is loaded for the next step as soon as this step
+// has used it for the last time, across blocks and panels too. ns a bf16 product on a Xeon, operands random and in the
+// first-level cache:
+//   rows of 1,600 bytes, the four loads before the four products   27.0
+//   the same in tile form                                          21.9
+//   rows of 1,600 bytes, each load behind the last use             23.3
+//   both                                                           19.8
+//   no loads at all                                                16.9 (5.8 if all operands are zero)
+// The sums of a block are stored tile by tile, each right before the next block's first product needs the tile.
 //
-// While a panel is computed the next one is fetched into the second-level cache. Rows that do not fill the last block
-// are computed together with rows of the block before, which get the same bits twice: so a panel is read once, and the
-// shapes of the tiles stay as they are.
+// While a panel is computed the next one is fetched into the second-level cache, and a panel is read once. A last block
+// of 16 rows or fewer is one row tile. Rows that the last group lacks are computed from whatever lies there, and
+// dropped; where there are fewer rows than a block has, tiles have just those.
 //
 // Tiles are configured on entry and released on return: a thread that keeps live tiles pays for 8 KiB at every context
 // switch.
@@ -28,6 +34,7 @@ namespace cpu {
 namespace {
 
 constexpr int kBlockRows = 2 * kTileRows;
+constexpr size_t kTileBytes = size_t{kTileRows} * kLineBytes;
 static_assert(kColumns == 2 * kTileRows, "a panel is two tiles wide");
 
 struct Int8Amx {
@@ -35,7 +42,7 @@ struct Int8Amx {
   using Columns = Int8Columns;
   static constexpr bool kWritesPrepared = false;
   static constexpr bool kInt8 = true;
-  static void StorePrepared(uint8_t*, ptrdiff_t, Vec) {}
+  static void StoreLine(uint8_t*, Vec, Vec) {}
 };
 
 struct Bf16Amx {
@@ -43,7 +50,7 @@ struct Bf16Amx {
   using Columns = Bf16Columns;
   static constexpr bool kWritesPrepared = true;
   static constexpr bool kInt8 = false;
-  static void StorePrepared(uint8_t* row, ptrdiff_t column, Vec x) { StoreBf16(row, column, x); }
+  static void StoreLine(uint8_t* line, Vec first, Vec second) { StoreBf16Line(line, first, second); }
 };
 
 // A block whose sums are done and whose epilogue is not.
@@ -55,80 +62,133 @@ struct PendingBlock {
   int32_t row = 0;
   int32_t next = 0;  // rows of the block before it are finished
   int32_t rows = 0;
+  int32_t tiles = 0;  // of rows
 
-  // Finishes up to `count` more rows.
-  void Advance(int count) {
-    const int end = next + count < rows ? next + count : rows;
-    if (next < end) {
-      FinishRows<kEpilogue, Dot>(*job, panel, row + next, end - next, sums + next * kColumns);
-      next = end;
+  // Finishes up to `count` more rows, a part of 16.
+  void Advance(int32_t count) {
+    if (next < rows) Finish(count < rows - next ? count : rows - next);
+  }
+  void FinishAll() {
+    while (next < rows) Advance(kTileRows - next % kTileRows);
+  }
+
+  // `count` rows, of one group. Not inlined: the loop over steps needs the registers.
+  __attribute__((noinline)) void Finish(int32_t count) {
+    const typename Dot::Columns first(*job, panel * kColumns), second(*job, panel * kColumns + kLanes);
+    const int32_t column = job->panels[panel].column, width = job->panels[panel].width;
+    const uint8_t* in = PreparedRow<kTileRows>(job->in, job->in_stride, row + next);
+    const typename Dot::Element* sum = sums + next * kColumns;
+    const typename Dot::Element* const end = sum + count * kColumns;
+    if (Dot::kWritesPrepared && job->prepared_out != nullptr) {
+      // A panel is a line of the prepared row, and panels are whole: the padding of the row is made of columns without
+      // weights, which are zero.
+      uint8_t* to = PreparedRow<kTileRows>(job->prepared_out, job->prepared_stride, row + next) +
+                    column / kColumns * kTileBytes;
+      for (; sum != end; sum += kColumns, in += kLineBytes, to += kLineBytes) {
+        const Vec x = first.Value(*job, in, sum), y = second.Value(*job, in, sum + kLanes);
+        Dot::StoreLine(to, Activate<kEpilogue>(x), Activate<kEpilogue>(y));
+      }
+    } else {
+      const int left = width < kLanes ? width : kLanes, right = width - left;
+      float* to = job->out + (row + next) * job->out_stride + column;
+      for (; sum != end; sum += kColumns, in += kLineBytes, to += job->out_stride) {
+        const Vec x = first.Value(*job, in, sum), y = second.Value(*job, in, sum + kLanes);
+        StorePartial(to, Activate<kEpilogue>(x), left);
+        if (right > 0) StorePartial(to + kLanes, Activate<kEpilogue>(y), right);
+      }
     }
+    next += count;
   }
 };
-
-#define FTBERT_AMX_STEP_OF(dot)                                             \
-  AMX_LOAD(4, in, stride);                                                  \
-  AMX_LOAD(6, weights, 4 * kColumns);                                       \
-  AMX_LOAD(7, weights + 64, 4 * kColumns);                                  \
-  if (kTiles == 2) AMX_LOAD(5, in + kTileRows * stride, stride);            \
-  dot(0, 4, 6);                                                             \
-  dot(1, 4, 7);                                                             \
-  if (kTiles == 2) {                                                        \
-    dot(2, 5, 6);                                                           \
-    dot(3, 5, 7);                                                           \
-  }
-
-// Cache lines of a panel that one step reads, and the bytes of them.
-constexpr int kStepLines = 4 * kColumns / 64 * kTileRows;
-constexpr size_t kStepBytes = size_t{4} * kColumns * kTileRows;
 
 // What is fetched ahead, so many lines with every step.
 struct FetchAhead {
+  static constexpr int kAtOnce = 4;
   const uint8_t* at = nullptr;
-  int lines = 0;
+  const uint8_t* end = nullptr;
+  int lines = 0;  // a multiple of kAtOnce
 
   void Advance() {
-    for (int i = 0; i < lines; ++i, at += 64) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+    for (int i = 0; i < lines && at < end; i += kAtOnce, at += kAtOnce * kLineBytes) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kAtOnce; ++j) _mm_prefetch(reinterpret_cast<const char*>(at + j * kLineBytes), _MM_HINT_T1);
+    }
   }
 };
 
-// Sums of kTiles row tiles by one panel; the block before is finished on the way, and the next panel fetched.
-template <Epilogue kEpilogue, typename Dot, int kTiles>
-inline void BlockSums(const uint8_t* in, size_t stride, const uint8_t* weights, int32_t lines,
-                      FetchAhead* ahead, PendingBlock<kEpilogue, Dot>* before, typename Dot::Element* sums) {
-  AMX_ZERO(0);
-  AMX_ZERO(1);
-  if (kTiles == 2) {
-    AMX_ZERO(2);
-    AMX_ZERO(3);
+// What a step reads: tiles of one or two groups of rows, and two of weights.
+constexpr size_t kStepBytes = 2 * kTileBytes;
+struct Operands {
+  const uint8_t* in;
+  const uint8_t* weights;
+  int32_t tiles;  // of rows
+
+  Operands Step(int32_t count) const {
+    return Operands{in + count * kTileBytes, weights + count * kStepBytes, tiles};
   }
-  const int rows_per_step = (kBlockRows + lines - 1) / lines;
-  for (int32_t line = 0; line < lines; ++line) {
-    if (Dot::kInt8) {
-      FTBERT_AMX_STEP_OF(AMX_DOT_INT8)
-    } else {
-      FTBERT_AMX_STEP_OF(AMX_DOT_BF16)
-    }
-    in += kLineBytes;
-    weights += kStepBytes;
+};
+
+#define FTBERT_AMX_DOT(c, a, b) \
+  do {                          \
+    if (Dot::kInt8) {           \
+      AMX_DOT_INT8(c, a, b);    \
+    } else {                    \
+      AMX_DOT_BF16(c, a, b);    \
+    }                           \
+  } while (false)
+#define FTBERT_AMX_GO_ON(tile)
+#define FTBERT_AMX_TURN_OVER(tile)                                                            \
+  AMX_STORE(tile, sums + tile / 2 * kTileRows * kColumns + tile % 2 * kTileRows, kSumStride); \
+  AMX_ZERO(tile);
+
+// The products of what is loaded, and the loads of what comes `after`; kBegin comes before each product.
+#define FTBERT_AMX_STEP(kBegin, after)                                                    \
+  kBegin(0) FTBERT_AMX_DOT(0, 4, 6);                                                      \
+  kBegin(1) FTBERT_AMX_DOT(1, 4, 7);                                                      \
+  AMX_LOAD(4, (after).in, kLineBytes);                                                    \
+  if (kTiles == 2) {                                                                      \
+    kBegin(2) FTBERT_AMX_DOT(2, 5, 6);                                                    \
+  }                                                                                       \
+  AMX_LOAD(6, (after).weights, kLineBytes);                                               \
+  if (kTiles == 2) {                                                                      \
+    kBegin(3) FTBERT_AMX_DOT(3, 5, 7);                                                    \
+  }                                                                                       \
+  if ((after).tiles == 2) AMX_LOAD(5, (after).in + group_bytes, kLineBytes);              \
+  AMX_LOAD(7, (after).weights + kTileBytes, kLineBytes);
+
+// Sums of kTiles row tiles by one panel, in tiles 0 .. 3; the operands of its first step are loaded, those of `next`
+// will be. The sums of the block before go to `sums` with the first step, that block is finished on the way, and the
+// next panel fetched.
+template <Epilogue kEpilogue, typename Dot, int kTiles>
+inline void BlockSums(const Operands& first, const Operands& next, size_t group_bytes, int32_t lines, FetchAhead* ahead,
+                      PendingBlock<kEpilogue, Dot>* before, typename Dot::Element* sums) {
+  constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
+  if (kTiles == 1 && before->tiles == 2) {
+    AMX_STORE(2, sums + kTileRows * kColumns, kSumStride);
+    AMX_STORE(3, sums + kTileRows * kColumns + kTileRows, kSumStride);
+  }
+  Operands after = lines > 1 ? first.Step(1) : next;
+  FTBERT_AMX_STEP(FTBERT_AMX_TURN_OVER, after)
+  ahead->Advance();
+  int32_t rows_per_step = 1;
+  while (rows_per_step < kTileRows && rows_per_step * (lines - 1) < kBlockRows) rows_per_step *= 2;
+  for (int32_t line = 1; line < lines; ++line) {
+    after = line + 1 < lines ? after.Step(1) : next;
+    FTBERT_AMX_STEP(FTBERT_AMX_GO_ON, after)
     ahead->Advance();
     before->Advance(rows_per_step);
   }
-  before->Advance(kBlockRows);
-  constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
-  AMX_STORE(0, sums, kSumStride);
-  AMX_STORE(1, sums + 16, kSumStride);
-  if (kTiles == 2) {
-    AMX_STORE(2, sums + kTileRows * kColumns, kSumStride);
-    AMX_STORE(3, sums + kTileRows * kColumns + 16, kSumStride);
-  }
+  before->FinishAll();
 }
-#undef FTBERT_AMX_STEP_OF
+#undef FTBERT_AMX_STEP
+#undef FTBERT_AMX_TURN_OVER
+#undef FTBERT_AMX_GO_ON
+#undef FTBERT_AMX_DOT
 
 template <Epilogue kEpilogue, typename Dot>
 void ComputeAs(const LinearJob& job) {
-  alignas(64) typename Dot::Element sums[2][kBlockRows * kColumns];
-  int current = 0;
+  alignas(64) typename Dot::Element sums[kBlockRows * kColumns];
+  constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
   PendingBlock<kEpilogue, Dot> before;
   TileShapes shapes;
   if (job.rows < kBlockRows) {  // rows beyond the last are never read
@@ -139,31 +199,52 @@ void ComputeAs(const LinearJob& job) {
   }
   AMX_CONFIGURE(&shapes);
   const int32_t blocks = (job.rows + kBlockRows - 1) / kBlockRows;
-  const int32_t rows = job.rows < kBlockRows ? job.rows : kBlockRows;
+  const size_t group_bytes = kTileRows * job.in_stride;
+  const auto operands = [&](int32_t panel, int32_t block) {
+    const int32_t row = block * kBlockRows;
+    return Operands{job.in + row * job.in_stride, job.weights + panel * job.panel_bytes,
+                    job.rows - row > kTileRows ? 2 : 1};
+  };
+  Operands now = operands(0, 0);
+  AMX_LOAD(4, now.in, kLineBytes);
+  AMX_LOAD(6, now.weights, kLineBytes);
+  if (now.tiles == 2) AMX_LOAD(5, now.in + group_bytes, kLineBytes);
+  AMX_LOAD(7, now.weights + kTileBytes, kLineBytes);
   for (int32_t p = 0; p < job.panel_count; ++p) {
-    const uint8_t* weights = job.weights + p * job.panel_bytes;
     FetchAhead ahead;
-    ahead.at = weights + job.panel_bytes;
-    ahead.lines = p + 1 < job.panel_count ? (kStepLines + blocks - 1) / blocks : 0;
+    ahead.at = p + 1 < job.panel_count ? now.weights + job.panel_bytes : job.then;
+    if (ahead.at != nullptr) {  // the lines of a step's weights, shared out among the blocks
+      constexpr int32_t kParts = kStepBytes / (FetchAhead::kAtOnce * kLineBytes);
+      ahead.lines = (kParts + blocks - 1) / blocks * FetchAhead::kAtOnce;
+      ahead.end = ahead.at + job.panel_bytes;
+    }
     for (int32_t block = 0; block < blocks; ++block) {
-      const int32_t row = block + 1 < blocks ? block * kBlockRows : job.rows - rows;
-      const uint8_t* in = job.in + row * job.in_stride;
-      if (rows > kTileRows) {
-        BlockSums<kEpilogue, Dot, 2>(in, job.in_stride, weights, job.lines, &ahead, &before, sums[current]);
+      // Behind the last block of all something is loaded that is not used.
+      const bool last = block + 1 == blocks;
+      const Operands next = !last ? operands(p, block + 1) : operands(p + 1 < job.panel_count ? p + 1 : p, 0);
+      if (now.tiles == 2) {
+        BlockSums<kEpilogue, Dot, 2>(now, next, group_bytes, job.lines, &ahead, &before, sums);
       } else {
-        BlockSums<kEpilogue, Dot, 1>(in, job.in_stride, weights, job.lines, &ahead, &before, sums[current]);
+        BlockSums<kEpilogue, Dot, 1>(now, next, group_bytes, job.lines, &ahead, &before, sums);
       }
       before.job = &job;
-      before.sums = sums[current];
+      before.sums = sums;
       before.panel = p;
-      before.row = row;
+      before.row = block * kBlockRows;
       before.next = 0;
-      before.rows = rows;
-      current ^= 1;
+      before.rows = last ? job.rows - before.row : kBlockRows;
+      before.tiles = now.tiles;
+      now = next;
     }
   }
-  before.Advance(kBlockRows);
+  AMX_STORE(0, sums, kSumStride);
+  AMX_STORE(1, sums + kTileRows, kSumStride);
+  if (before.tiles == 2) {
+    AMX_STORE(2, sums + kTileRows * kColumns, kSumStride);
+    AMX_STORE(3, sums + kTileRows * kColumns + kTileRows, kSumStride);
+  }
   AMX_RELEASE();
+  before.FinishAll();
 }
 
 template <typename Dot>
@@ -177,10 +258,24 @@ void Compute(const LinearJob& job) {
   }
 }
 
+// A panel as it is packed for all forms, into tiles.
+void ArrangeTiles(uint8_t* panel, int32_t lines) {
+  alignas(64) uint8_t step[kStepBytes];
+  for (int32_t line = 0; line < lines; ++line, panel += kStepBytes) {
+    std::memcpy(step, panel, kStepBytes);
+    for (int group = 0; group < kTileRows; ++group) {
+      std::memcpy(panel + group * kLineBytes, step + 2 * group * kLineBytes, kLineBytes);
+      std::memcpy(panel + kTileBytes + group * kLineBytes, step + (2 * group + 1) * kLineBytes, kLineBytes);
+    }
+  }
+}
+
 }  // namespace
 
-const LinearOps kInt8Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareInt8, Compute<Int8Amx>};
-const LinearOps kBf16Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareBf16, Compute<Bf16Amx>};
+const LinearOps kInt8Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareInt8<kTileRows>, Compute<Int8Amx>,
+                            false,     nullptr,    ArrangeTiles, nullptr, kTileRows};
+const LinearOps kBf16Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareBf16<kTileRows>, Compute<Bf16Amx>,
+                            false,     nullptr,    ArrangeTiles, nullptr, kTileRows};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -48,6 +48,7 @@ class Bf16LinearKernel : public LinearKernel {
   Isa isa() const override { return ops_.isa; }
   int32_t row_tile() const override { return ops_.row_tile; }
   int32_t panel_columns() const override { return ops_.panel_columns; }
+  int32_t group_rows() const override { return ops_.group_rows; }
   int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
   bool writes_prepared() const override { return !ops_.takes_floats; }
   size_t input_row_bytes(int32_t inputs) const override {
@@ -76,6 +77,7 @@ class Bf16LinearKernel : public LinearKernel {
         ReadRow(part, k, first, width, row.data());
         for (int32_t c = 0; c < width; ++c) to[(k / 2 * columns + c) * 2 + k % 2] = FloatToBFloat16(row[c]);
       }
+      if (ops_.finish_panel != nullptr) ops_.finish_panel(reinterpret_cast<uint8_t*>(to), Lines(inputs, 2));
     });
     return Status();
   }

@@ -32,7 +32,7 @@ struct Bf16Avx512 {
 }  // namespace
 
 const LinearOps kBf16Avx512Bf16 = {
-    Isa::kAvx512Bf16, Bf16Avx512::kRowTile, kColumns, false, 72, PrepareBf16, ComputeTiles<Bf16Avx512>};
+    Isa::kAvx512Bf16, Bf16Avx512::kRowTile, kColumns, false, 72, PrepareBf16<1>, ComputeTiles<Bf16Avx512>};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -180,6 +180,7 @@ class Int8LinearKernel : public LinearKernel {
   Isa isa() const override { return ops_.isa; }
   int32_t row_tile() const override { return ops_.row_tile; }
   int32_t panel_columns() const override { return ops_.panel_columns; }
+  int32_t group_rows() const override { return ops_.group_rows; }
   int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
   size_t input_row_bytes(int32_t inputs) const override {
     const int32_t lines = Lines(inputs, 1);
@@ -223,7 +224,7 @@ class Int8LinearKernel : public LinearKernel {
 
   void Compute(const PackedMatrix& weight, const Tile& tile) const override {
     LinearJob job = MakeJob(weight, tile, 1, ops_.panel_columns);
-    job.scale_offset = static_cast<size_t>(job.lines) * kLineBytes;
+    job.scale_offset = static_cast<size_t>(job.lines) * kLineBytes * ops_.group_rows;
     const size_t padded_columns = weight.panels.size() * ops_.panel_columns;
     const size_t first = static_cast<size_t>(tile.panel_begin) * ops_.panel_columns;
     job.column_scale = weight.extra.as<float>() + first;

@@ -119,7 +119,7 @@ size_t RowTailBytes(int32_t lines) {
 
 void PrepareCentered(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared,
                      size_t stride) {
-  PrepareInt8(in, in_stride, rows, inputs, prepared, stride);
+  PrepareInt8<1>(in, in_stride, rows, inputs, prepared, stride);
   const int32_t bytes = Lines(inputs, 1) * kLineBytes;
   for (int32_t r = 0; r < rows; ++r, prepared += stride) {
     __m256i total = _mm256_setzero_si256();

@@ -18,7 +18,7 @@ struct Int8Avx2Vnni : Int8OfAvx2 {
 
 }  // namespace
 
-const LinearOps kInt8Avx2Vnni = {Isa::kAvx2, Int8Avx2Vnni::kRowTile,    kColumns, false, 72, PrepareInt8,
+const LinearOps kInt8Avx2Vnni = {Isa::kAvx2, Int8Avx2Vnni::kRowTile,    kColumns, false, 72, PrepareInt8<1>,
                                  ComputeTiles<Int8Avx2Vnni>};
 
 }  // namespace cpu

@@ -33,7 +33,7 @@ struct Int8Avx512Vnni {
 }  // namespace
 
 const LinearOps kInt8Avx512Vnni = {Isa::kAvx512Vnni, Int8Avx512Vnni::kRowTile, kColumns, false, 72,
-                                   PrepareInt8,   ComputeTiles<Int8Avx512Vnni>};
+                                   PrepareInt8<1>, ComputeTiles<Int8Avx512Vnni>};
 
 }  // namespace cpu
 }  // namespace ftbert

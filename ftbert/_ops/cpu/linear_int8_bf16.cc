@@ -17,6 +17,7 @@ LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_pe
   job.panels = weight.panels.data() + tile.panel_begin;
   job.panel_count = tile.panel_end - tile.panel_begin;
   job.bias = weight.bias.as<float>() + static_cast<size_t>(tile.panel_begin) * panel_columns;
+  job.then = static_cast<const uint8_t*>(tile.then);
   job.epilogue = tile.epilogue;
   job.out = tile.out;
   job.out_stride = tile.out_stride;

@@ -6,6 +6,11 @@
 // Packed panel:  [ group of 4 bytes of inputs, 16 groups to a line ][ column of the panel ][ 4 bytes ]
 //                groups are padded with zeros to whole lines, columns to panel_columns; then what the form wants
 //
+// Tile form (AMX), where what one tile load reads is 1 KiB on end:
+// Prepared rows: [ group of 16 rows ][ line of a row, as above ][ row of the group ][ 64 bytes ]
+//                rows that the last group lacks are memory of any content
+// Packed panel:  [ line of inputs ][ tile of 16 columns ][ group of 4 bytes of inputs ][ its column ][ 4 bytes ]
+//
 // The functions of an instruction set take plain pointers (LinearJob), so that no file compiled for more than the
 // baseline instantiates a template of the standard library.
 #ifndef FTBERT_CPU_LINEAR_INT8_BF16_H_
@@ -43,9 +48,10 @@ struct LinearJob {
   int32_t rows = 0;
   int32_t inputs = 0;     // K
   int32_t lines = 0;      // of a row's inputs
-  size_t scale_offset = 0;  // of the RowScale in a row
+  size_t scale_offset = 0;  // of the RowScale from a row's first byte
   const uint8_t* weights = nullptr;
   size_t panel_bytes = 0;
+  const uint8_t* then = nullptr;            // as in Tile
   const Panel* panels = nullptr;
   int32_t panel_count = 0;
   const float* bias = nullptr;              // panel_count x panel_columns, as the next two
@@ -72,8 +78,9 @@ struct LinearOps {
   // int8 forms without a 32-bit dot product:
   bool bounds_pairs = false;                                            // see kPairLimit
   size_t (*panel_tail_bytes)(int32_t lines) = nullptr;                  // kept behind a panel's weights
-  void (*finish_panel)(uint8_t* panel, int32_t lines) = nullptr;        // fills that tail
+  void (*finish_panel)(uint8_t* panel, int32_t lines) = nullptr;        // fills that tail, or brings tiles in order
   size_t (*row_tail_bytes)(int32_t lines) = nullptr;                    // behind a row's inputs, RowScale first
+  int32_t group_rows = 1;                                               // 16: rows and panels are in tile form
 };
 
 // int8. Every form gives the same integer sums; they differ in the last bits of the fp32 epilogue at most.

@@ -44,7 +44,18 @@ int32_t RowBlocks(int32_t rows, int32_t block, int threads) {
 
 size_t PreparedStride(const LinearKernel& kernel, int32_t inputs) {
   const size_t bytes = kernel.input_row_bytes(inputs);
-  return bytes == 0 ? 0 : bytes + (bytes / 64 % 2 == 0 ? 64 : 0);  // an odd number of cache lines
+  if (bytes == 0 || kernel.group_rows() > 1) return bytes;
+  return bytes + (bytes / 64 % 2 == 0 ? 64 : 0);  // an odd number of cache lines
+}
+
+// Rows that prepared ones take the room of: whole groups.
+int32_t WholeGroups(const LinearKernel& kernel, int32_t rows) {
+  return DivideUp(rows, kernel.group_rows()) * kernel.group_rows();
+}
+
+// What a thread that goes through blocks of rows reads next: Tile::then.
+const void* FirstPanel(const PackedMatrix& weight, int32_t panel) {
+  return weight.weights.as<char>() + panel * weight.panel_bytes;
 }
 
 // Bytes of each intermediate, `rows` rows of it.
@@ -60,10 +71,10 @@ int32_t ChunkPanels(const LinearKernel& kernel) {
   return std::max(1, kFeedForwardColumns / kernel.panel_columns());
 }
 
-Layout LayoutFor(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int64_t rows, bool chunked) {
+Layout LayoutFor(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows, bool chunked) {
   Layout layout;
-  layout.in = rows * PreparedStride(kernel, hidden);
-  layout.mid = rows * PreparedStride(kernel, intermediate);
+  layout.in = WholeGroups(kernel, rows) * PreparedStride(kernel, hidden);
+  layout.mid = WholeGroups(kernel, rows) * PreparedStride(kernel, intermediate);
   const int32_t chunk = ChunkPanels(kernel) * kernel.panel_columns();
   const int32_t columns = chunked && chunk > 0 ? std::min(chunk, intermediate) : intermediate;
   if (layout.mid == 0 || !kernel.writes_prepared()) layout.wide = rows * PaddedStride(columns) * sizeof(float);
@@ -129,6 +140,7 @@ void Products::Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t p
     tile.panel_begin = panel_begin;
     tile.panel_end = panel_end;
     tile.k_end = weight.inputs;
+    tile.then = FirstPanel(weight, panel_begin);
     tile.epilogue = epilogue;
     tile.out = out.row(rows.begin);
     tile.out_stride = out.stride;
@@ -162,11 +174,12 @@ void Products::LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Ro
       kernel.Prepare(in.row(rows.begin), in.stride, rows.size(), weight.inputs, local, prepared);
       tile.in = local;
       tile.in_stride = prepared;
-      local += rows.size() * prepared;
+      local += WholeGroups(kernel, rows.size()) * prepared;
     }
     tile.rows = rows.size();
     tile.panel_end = panels;
     tile.k_end = weight.inputs;
+    tile.then = FirstPanel(weight, 0);
     tile.out = reinterpret_cast<float*>(local);
     tile.out_stride = sum_stride;
     kernel.Compute(weight, tile);
@@ -236,10 +249,12 @@ void Products::FeedForwardBlock(const PackedMatrix& up, const PackedMatrix& down
   }
   first.rows = states.count;
   first.k_end = up.inputs;
+  first.then = FirstPanel(down, 0);
   first.epilogue = activation;
   Tile second;
   second.rows = states.count;
   second.panel_end = static_cast<int32_t>(down.panels.size());
+  second.then = FirstPanel(up, 0);
   second.out = sum;
   second.out_stride = sum_stride;
   for (int32_t panel = 0; panel < panels; panel += chunk) {
@@ -317,7 +332,7 @@ const void* Products::PrepareAll(const LinearKernel& kernel, Rows in, int32_t in
   team_->ForEach(DivideUp(in.count, kRowsAtATime), [&](int task, int) {
     const int32_t begin = task * kRowsAtATime;
     kernel.Prepare(in.row(begin), in.stride, std::min(kRowsAtATime, in.count - begin), inputs,
-                   to->as<char>() + begin * *stride, *stride);
+                   to->as<char>() + kernel.RowOffset(begin, *stride), *stride);
   });
   return to->data();
 }

@@ -26,10 +26,16 @@ struct Int8Columns {
 
 // Two passes over each row: its range, then its bytes. Only multiplications, subtractions and rounding: every
 // instruction set gives the same bytes.
+template <int kGroupRows>
 void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride) {
-  const int32_t padded = Lines(inputs, 1) * kLineBytes;
+  const int32_t lines = Lines(inputs, 1);
   const int32_t whole = inputs / kLanes * kLanes;
-  for (int32_t r = 0; r < rows; ++r, in += in_stride, prepared += stride) {
+  const auto place = [](int32_t input) {  // in a row
+    const auto k = static_cast<uint32_t>(input);
+    return static_cast<size_t>(k / kLineBytes) * (kGroupRows * kLineBytes) + k % kLineBytes;
+  };
+  for (int32_t r = 0; r < rows; ++r, in += in_stride) {
+    uint8_t* to = PreparedRow<kGroupRows>(prepared, stride, r);
     Vec low = Set1(in[0]), high = low, other_low = low, other_high = low;
     int32_t k = 0;
     for (; k + 2 * kLanes <= whole; k += 2 * kLanes) {
@@ -49,12 +55,12 @@ void PrepareInt8(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inp
     const bool constant = range <= 1e-30f;
     const RowScale scale = {constant ? 0.0f : range / 255.0f, smallest};
     const Vec inverse = Set1(constant ? 0.0f : 255.0f / range), offset = Set1(smallest);
-    for (k = 0; k < whole; k += kLanes) StoreBytes(prepared + k, Mul(Sub(Load(in + k), offset), inverse));
+    for (k = 0; k < whole; k += kLanes) StoreBytes(to + place(k), Mul(Sub(Load(in + k), offset), inverse));
     if (whole < inputs) {
-      StoreBytes(prepared + whole, Mul(Sub(LoadPartial(in + whole, inputs - whole), offset), inverse));
+      StoreBytes(to + place(whole), Mul(Sub(LoadPartial(in + whole, inputs - whole), offset), inverse));
     }
-    std::memset(prepared + inputs, 0, padded - inputs);
-    std::memcpy(prepared + padded, &scale, sizeof(scale));
+    if (inputs % kLineBytes != 0) std::memset(to + place(inputs), 0, kLineBytes - inputs % kLineBytes);
+    std::memcpy(to + place(lines * kLineBytes), &scale, sizeof(scale));
   }
 }
 

@@ -27,6 +27,16 @@ namespace {
 constexpr int kVectors = 2;
 constexpr int kColumns = kVectors * kLanes;
 
+// First byte of row `row` of prepared rows: its next line lies kGroupRows lines on.
+template <int kGroupRows>
+inline uint8_t* PreparedRow(uint8_t* prepared, size_t stride, int32_t row) {
+  return prepared + (row - row % kGroupRows) * stride + row % kGroupRows * kLineBytes;
+}
+template <int kGroupRows>
+inline const uint8_t* PreparedRow(const uint8_t* prepared, size_t stride, int32_t row) {
+  return prepared + (row - row % kGroupRows) * stride + row % kGroupRows * kLineBytes;
+}
+
 // Raw sums of kRows rows by one panel into sums[kRows][kColumns].
 template <typename Dot, int kRows>
 __attribute__((noinline)) void RegisterTile(const uint8_t* in, size_t stride, const uint8_t* weights, int32_t lines,
