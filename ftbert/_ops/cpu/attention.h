@@ -83,9 +83,9 @@ inline float SoftmaxBlock(float* scores, int keys, float factor, bool first, flo
   return Sum(sum);
 }
 
-// What lies one head behind query `query` and behind its share of the keys and values, into the second-level cache. Heads
-// are short pieces of long rows, which the processor does not foresee. (Always inlined, like the prefetches: GCC drops
-// calls of a function that does nothing else.)
+// What lies one head behind query `query` and behind its share of the keys and values, into the second-level cache.
+// Heads are short pieces of long rows, which the processor does not foresee. (Always inlined, like the prefetches: GCC
+// drops calls of a function that does nothing else.)
 inline __attribute__((always_inline)) void FetchNextHead(const AttentionTask& task, int query) {
   const int share = (task.keys + task.queries - 1) / task.queries;
   const int end = (query + 1) * share < task.keys ? (query + 1) * share : task.keys;

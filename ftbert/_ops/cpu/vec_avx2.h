@@ -91,8 +91,12 @@ inline void Transpose(const float* in, ptrdiff_t in_stride, float* out, ptrdiff_
   }
 }
 
-inline __attribute__((always_inline)) void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-inline __attribute__((always_inline)) void PrefetchSecondLevel(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+inline __attribute__((always_inline)) void Prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+inline __attribute__((always_inline)) void PrefetchSecondLevel(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 }  // namespace
 }  // namespace cpu
