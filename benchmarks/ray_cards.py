@@ -260,7 +260,9 @@ def offline(cluster, kind, fault, given, ids, folder, expected, options):
     ended = time.perf_counter()
     hangs = thread.is_alive()
     if hangs:  # it would go on beside the next part
-        raise RuntimeError("%s: not done after %g s; %s written when something was killed" % (kind, given.patience, killed_at))
+        raise RuntimeError(
+            "%s: not done after %g s; %s written when something was killed" % (kind, given.patience, killed_at)
+        )
     value = {"input": kind, "killed": fault, "rows_in": rows, **watch.finish()}
     value.update(check_output(kind, output, rows, expected))
     parts = len(glob.glob(os.path.join(output, "*." + kind)))
@@ -421,7 +423,9 @@ def main(arguments=None):
         ids = visible.split(",")
     ids = ids[: given.cards]
     expected = Expected(texts, scores, labels, 1e-3 if on_cpu else 1e-2)
-    print("%s; %d %s; one predictor: %.0f texts/s" % (engine, len(ids), "nodes" if on_cpu else "cards", rate), flush=True)
+    print(
+        "%s; %d %s; one predictor: %.0f texts/s" % (engine, len(ids), "nodes" if on_cpu else "cards", rate), flush=True
+    )
     import ray
 
     parts = given.parts.split(",")

@@ -2,8 +2,8 @@
 
     python benchmarks/serve_soak.py --minutes 10 --model small --precision int8
 
-Writes results/serve_soak.json (or --name). wrk sends, 64 connections without a pause; memory is read from /proc every two
-seconds.
+Writes results/serve_soak.json (or --name). wrk sends, 64 connections without a pause; memory is read from /proc every
+two seconds.
 Drift compares the median of the last quarter with that of the second (the first, in which buffers grow, is warm-up).
 """
 
