@@ -152,11 +152,12 @@ def processes(word):
 
 
 class Watch(threading.Thread):
-    """While it runs: the largest growth of each card's memory, MiB, and the most actors at a time."""
+    """While it runs: the largest growth of our cards' memory, MiB, and the most actors at a time."""
 
-    def __init__(self, word):
+    def __init__(self, word, ids):
         super().__init__(daemon=True)
         self._word, self._stop_now = word, threading.Event()
+        self._ours = {"cuda:" + card for card in ids}
         self._before = used_memory()
         self.grown, self.actors = {}, set()
         self.most = 0
@@ -164,7 +165,8 @@ class Watch(threading.Thread):
     def run(self):
         while not self._stop_now.wait(0.2):
             for card, used in used_memory().items():
-                self.grown[card] = max(self.grown.get(card, 0), used - self._before.get(card, 0))
+                if card in self._ours:  # others may work on others
+                    self.grown[card] = max(self.grown.get(card, 0), used - self._before.get(card, 0))
             here = processes(self._word)
             self.actors.update(here)
             self.most = max(self.most, len(here))
@@ -240,7 +242,7 @@ def offline(cluster, kind, fault, given, ids, folder, expected, options):
         except BaseException as error:  # noqa: BLE001 - it is in the result
             problem.append("%s: %s" % (type(error).__name__, str(error)[-2000:]))
 
-    watch = Watch("_Worker")
+    watch = Watch("_Worker", ids)
     watch.start()
     thread = threading.Thread(target=run, daemon=True)
     began = time.perf_counter()
@@ -299,7 +301,7 @@ def online(given, ids, folder, expected, options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    watch = Watch("Replica")
+    watch = Watch("Replica", ids)
     watch.start()
     began = time.perf_counter()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
