@@ -4,7 +4,13 @@
 
 Fits the engine's time to a + b * tokens (the least of many runs, so that other work on the machine matters little),
 then lets Poisson arrivals of the benchmarks' texts go through the server's own batching (ftbert.serving.ready) on a
-simulated clock: no HTTP, no Python, no noise. Writes results/queue_bound_<model>_<precision>.json.
+simulated clock: no HTTP, no Python, no noise. Writes results/queue_bound_<model>_<precision>.json. Next to it stand
+other sizes of batch, and batches of the oldest text and then the shortest that wait: their p99 over all texts is lower,
+because it is the longest texts that wait instead, which "long_p99_ms" shows.
+
+    python benchmarks/queue_bound.py --milliseconds 0.25 0.00034 --texts-each 64 --budget 32768 --name card
+
+takes the engine's times (of a batch, of a token) as given, here those of an H100, and requests of 64 texts.
 """
 
 import argparse
@@ -12,6 +18,7 @@ import os
 import tempfile
 import time
 import types
+from collections import deque
 
 import common
 import numpy as np
@@ -19,6 +26,20 @@ from serve_load import MODELS, random_texts
 
 from ftbert import FastBertClassifier
 from ftbert.serving.ready import ReadyTickets, least_tokens
+
+LONG = 100  # tokens a text
+
+
+class ShortestFirst(ReadyTickets):
+    """A batch is the oldest call, then the shortest of those that wait."""
+
+    def take(self, now):
+        for want, line in self._lines.items():
+            if line:
+                oldest = min(line, key=lambda ticket: ticket.submitted)
+                others = sorted((ticket for ticket in line if ticket is not oldest), key=lambda t: t.tokens_left)
+                self._lines[want] = deque([oldest, *others])
+        return super().take(now)
 
 
 def cost(classifier, repeats):
@@ -36,13 +57,13 @@ def cost(classifier, repeats):
     return max(a, 0.0), b
 
 
-def simulate(a, b, batch_tokens, least, part, texts, max_wait=0.001, seed=0):
-    """Latencies in seconds of single texts that arrive at `part` of the rate of full batches."""
-    lengths = common.lognormal_lengths(texts, seed)
+def simulate(a, b, batch_tokens, least, part, lengths, max_wait=0.001, seed=0, line=ReadyTickets):
+    """Latencies in seconds of requests of `lengths` tokens that arrive at `part` of the rate of full batches."""
+    texts = len(lengths)
     mean = float(lengths.mean())
     saturation = 1 / (b * mean + a * mean / batch_tokens)
     arrivals = np.cumsum(np.random.RandomState(seed).exponential(1 / (part * saturation), texts))
-    ready = ReadyTickets(batch_tokens, least, max_wait)
+    ready = line(batch_tokens, least, max_wait)
     latencies, now, came = np.zeros(texts), 0.0, 0
 
     def admit(until):
@@ -79,37 +100,54 @@ def main():
     parser.add_argument("--model", choices=sorted(MODELS), default="base")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--texts", type=int, default=60000)
+    parser.add_argument("--texts", type=int, default=60000, help="requests, rather, with --texts-each")
+    parser.add_argument("--texts-each", type=int, default=1, help="in a request")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--milliseconds", type=float, nargs=2, help="of a batch and of a token, instead of measuring")
+    parser.add_argument("--budget", type=int, default=2048, help="tokens of a batch, with --milliseconds")
+    parser.add_argument("--least", type=int, help="tokens of a batch, with --milliseconds; all that waits unless told")
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "ftbert-serve-models"))
+    parser.add_argument("--name", help="of the result file, after queue_bound_")
     given = parser.parse_args()
-    folder = common.make_model(os.path.join(given.cache, given.model), MODELS[given.model], num_labels=20)
-    with FastBertClassifier.load(
-        folder, device="cpu", precision=given.precision, threads=given.threads, runtime="direct", max_length=128
-    ) as classifier:
-        a, b = cost(classifier, given.repeats)
-        own = least_tokens(classifier)
-        name, budget = classifier.engine, classifier.batch_tokens
+    if given.milliseconds:
+        a, b = (value / 1000 for value in given.milliseconds)
+        budget, own, name = given.budget, given.least or given.budget, "times as given"
+    else:
+        folder = common.make_model(os.path.join(given.cache, given.model), MODELS[given.model], num_labels=20)
+        with FastBertClassifier.load(
+            folder, device="cpu", precision=given.precision, threads=given.threads, runtime="direct", max_length=128
+        ) as classifier:
+            a, b = cost(classifier, given.repeats)
+            own = least_tokens(classifier)
+            name, budget = classifier.engine, classifier.batch_tokens
+    lengths = common.lognormal_lengths(given.texts * given.texts_each).reshape(given.texts, -1).sum(axis=1)
     policies = []
-    for least in sorted({own // 2, own, 2 * own, budget}):
-        latencies = 1000 * simulate(a, b, budget, least, 0.7, given.texts)
-        p50, p90, p99 = np.percentile(latencies, [50, 90, 99])
+    sizes = sorted({own // 2, own, min(2 * own, budget), budget})
+    for line, least in [(ReadyTickets, least) for least in sizes] + [(ShortestFirst, own)]:
+        latencies = 1000 * simulate(a, b, budget, least, 0.7, lengths, line=line)
+        p50, p90, p99, p999 = np.percentile(latencies, [50, 90, 99, 99.9])
         policies.append({
-            "least_tokens": least, "ours": least == own, "p50_ms": round(float(p50), 2), "p90_ms": round(float(p90), 2),
-            "p99_ms": round(float(p99), 2), "p99_to_p50": round(float(p99 / p50), 2),
+            "order": "oldest first" if line is ReadyTickets else "the oldest, then the shortest first",
+            "least_tokens": least, "ours": least == own and line is ReadyTickets, "p50_ms": round(float(p50), 2),
+            "p90_ms": round(float(p90), 2), "p99_ms": round(float(p99), 2), "p99_9_ms": round(float(p999), 2),
+            "p99_to_p50": round(float(p99 / p50), 2),
         })  # fmt: skip
+        long = latencies[lengths >= LONG]
+        if given.texts_each == 1 and len(long):
+            policies[-1]["long_p99_ms"] = round(float(np.percentile(long, 99)), 2)
         print(policies[-1], flush=True)
     value = {
-        "what": "simulated latencies of single texts at 70% of saturation: our batching, the engine's time alone",
+        "what": "simulated latencies at 70% of saturation: our batching, the engine alone; long: 100 tokens and more",
         "date": time.strftime("%Y-%m-%d"),
         "revision": common.revision(),
         "machine": common.machine(),
         "load_average": os.getloadavg(),
         "engine": name,
+        "texts_in_a_request": given.texts_each,
         "milliseconds": {"of_a_batch": round(1000 * a, 3), "of_a_token": round(1000 * b, 4)},
         "policies": policies,
     }
-    print(common.write_result("queue_bound_%s_%s" % (given.model, given.precision), value))
+    print(common.write_result("queue_bound_" + (given.name or "%s_%s" % (given.model, given.precision)), value))
 
 
 if __name__ == "__main__":
