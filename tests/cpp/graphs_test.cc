@@ -54,6 +54,7 @@ void TestRoom() {
     CHECK_EQ(TokenRoom(room), room);
     CHECK(RowRoom(room) <= room);
     if (t <= kGraphTokens) CHECK(RowRoom(room) >= RowBucket(std::max(1, t / 8), TokenBucket(t)));
+    if (t <= kShortTokens) CHECK(RowRoom(room) >= RowBucket(t, TokenBucket(t)));
     rooms.insert(room);
   }
   CHECK_EQ(rooms.size(), size_t{5 + 4 * 5});

@@ -45,9 +45,12 @@ inline int TokenRoom(int tokens) {
   while (power <= tokens / 2) power *= 2;
   return (tokens + power / 4 - 1) / (power / 4) * (power / 4);
 }
-// Rows to go with it: as many as the graphs of short texts have, and then a 32nd of the tokens.
+// Rows to go with it: as many as the graphs of short texts have, up to kShortTokens whatever the texts, and then a 32nd
+// of the tokens.
+constexpr int kShortTokens = 1024;
 inline int RowRoom(int token_room) {
-  return std::max(32, std::max(std::min(token_room, kGraphTokens) / 8, token_room / 32));
+  const int of_graphs = std::max(std::min(token_room, kGraphTokens) / 8, std::min(token_room, kShortTokens));
+  return std::max(32, std::max(of_graphs, token_room / 32));
 }
 
 // What a graph was recorded for: sizes after rounding up.
