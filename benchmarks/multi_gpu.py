@@ -52,7 +52,11 @@ def used_memory():
         ).splitlines()
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"cuda:%s" % line.split(",")[0].strip(): int(line.split(",")[1]) for line in lines}
+    used = {line.split(",")[0].strip(): int(line.split(",")[1]) for line in lines}
+    # nvidia-smi counts every card of the machine, CUDA those that it may see, in the order that they are named in.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = visible.split(",") if visible else sorted(used, key=int)
+    return {"cuda:%d" % place: used[index] for place, index in enumerate(seen) if index in used}
 
 
 def timed(run, count, seconds):

@@ -25,6 +25,9 @@ NAMES = {
     "ftbert": "**ftbert**",
 }
 
+# What the READMEs show of the CPU's and the GPU's engines; docs/benchmarks.md shows all.
+README_SHOWS = ("peers_cpu_zen5_2_threads", "peers_cpu_zen5_avx2", "peers_gpu_nvidia_h200")
+
 # Milliseconds at most on one H100, fp16 and fp8.
 GPU_TARGETS = {
     "1 x 32": (0.26, 0.25),
@@ -62,7 +65,9 @@ def cpu_engines(result):
     for record in result["engines"]:
         if "results" not in record:
             continue
-        key = (record["precision"], record["engine"])
+        engine = "ftbert" if record["engine"].startswith("ftbert") else record["engine"]  # whichever its runtime
+        record = dict(record, engine=engine)
+        key = (record["precision"], engine)
         if key not in best:
             best[key] = dict(record, results=dict(record["results"]))
             continue
@@ -305,7 +310,8 @@ def sections(language, whole=False):
     """Markdown of all that there are results for; `whole` adds what only docs/benchmarks.md shows."""
     chinese = language == "zh"
     parts = []
-    for name, result in load("peers_cpu_*").items():
+    shown = {name: result for name, result in load("peers_cpu_*").items() if whole or name in README_SHOWS}
+    for name, result in shown.items():
         if result.get("isa"):
             parts.append(held_line(result, chinese))
             parts += noted(result)
@@ -323,7 +329,8 @@ def sections(language, whole=False):
                 lines.append(("- %s 相对%s" if chinese else "- %s against %s") % (precision, against(found, chinese)))
         parts.append("\n".join(lines))
         parts += noted(result)
-    for name, result in load("peers_gpu_*").items():
+    shown = {name: result for name, result in load("peers_gpu_*").items() if whole or name in README_SHOWS}
+    for name, result in shown.items():
         title = (
             "GPU：%s。BERT-base，主机端 token id 到主机端 logits，中位数。"
             if chinese

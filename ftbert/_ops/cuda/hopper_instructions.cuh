@@ -112,6 +112,7 @@ template <typename T, int N>
 struct Wgmma;
 
 #include "cuda/wgmma_shapes.inc"
+#include "cuda/wgmma_shapes_float8.inc"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // d (64, 64) += a (64, 16) in registers times b (16, 64) in shared memory: 16 rows of 128 bytes, 128-byte swizzle.
