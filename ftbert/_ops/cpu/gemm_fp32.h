@@ -165,10 +165,11 @@ void Gemm(const GemmTask& task) {
       t.fresh = k == 0;
       t.in = task.in + (k - task.k_begin);
       float* out = task.out + (panel.column - task.first_column);
-      // The first tiles fetch the next panel's part while they compute on this one's.
+      // The tiles fetch the next panel's part while they compute on this one's, a share each: all of it at once would be
+      // more than comes from memory in the time of a tile.
       t.next = t.weights;
       t.next_step = 0;
-      const int lines_per_input = kPanel / 16;
+      const int share = (kPanel + tiles.count - 1) / tiles.count;  // floats of each input's
       for (int tile = 0; tile < tiles.count; ++tile) {
         const int rows = tiles.rows(tile);
         t.out = whole ? out : edge;
@@ -179,9 +180,9 @@ void Gemm(const GemmTask& task) {
             edge[i] = n < panel.width ? out[i / kPanel * task.out_stride + n] : 0.f;
           }
         }
-        if (p + 1 < task.num_panels && tiles.count > 1 && tile <= lines_per_input) {
-          t.next = t.weights + task.panel_floats + static_cast<ptrdiff_t>(tile) * t.inputs * 16;
-          t.next_step = tile < lines_per_input ? 16 : 0;
+        if (p + 1 < task.num_panels && tiles.count > 1) {
+          t.next = t.weights + task.panel_floats + static_cast<ptrdiff_t>(tile) * t.inputs * share;
+          t.next_step = share;
         }
         micro[tile < tiles.larger](t);
         if (last && task.activation != 0) {
