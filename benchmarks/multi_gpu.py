@@ -45,7 +45,7 @@ def cards():
 
 
 def used_memory():
-    """Card -> MiB in use there, by anyone; {} without nvidia-smi."""
+    """Card as CUDA names it -> MiB in use there, by anyone; {} without nvidia-smi."""
     try:
         lines = subprocess.check_output(
             ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"], universal_newlines=True

@@ -157,7 +157,7 @@ class Watch(threading.Thread):
     def __init__(self, word, ids):
         super().__init__(daemon=True)
         self._word, self._stop_now = word, threading.Event()
-        self._ours = {"cuda:" + card for card in ids}
+        self._ours = {"cuda:%d" % place for place in range(len(ids))}  # the first that are visible
         self._before = used_memory()
         self.grown, self.actors = {}, set()
         self.most = 0
