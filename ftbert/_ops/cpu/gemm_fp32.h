@@ -165,8 +165,8 @@ void Gemm(const GemmTask& task) {
       t.fresh = k == 0;
       t.in = task.in + (k - task.k_begin);
       float* out = task.out + (panel.column - task.first_column);
-      // The tiles fetch the next panel's part while they compute on this one's, a share each: all of it at once would be
-      // more than comes from memory in the time of a tile.
+      // The tiles fetch the next panel's part while they compute on this one's, a share each: all of it at once would
+      // be more than comes from memory in the time of a tile.
       t.next = t.weights;
       t.next_step = 0;
       const int share = (kPanel + tiles.count - 1) / tiles.count;  // floats of each input's
