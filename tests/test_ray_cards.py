@@ -1,4 +1,4 @@
-"""benchmarks/ray_cards.py: Ray's actors while processes are killed, on cards where there are any and on the CPU."""
+"""benchmarks/ray_cards.py: Ray's actors on cards while processes are killed. On the CPU: test_distributed.py."""
 
 import json
 import os
@@ -35,12 +35,6 @@ def check(result):
     for part in result["offline"]:
         assert part["rows_out"] == part["rows_in"] and part["lost"] == part["repeated"] == part["wrong_answers"] == 0
     assert result["serve"]["wrong_answers"] == result["serve"]["failed_requests"] == 0
-
-
-@pytest.mark.slow
-def test_workers_and_nodes_die_on_the_cpu(tmp_path):
-    arguments = ("--device", "cpu", "--cards", "2", "--rows", "20000", "--batch-rows", "64", "--requests", "40")
-    check(run(tmp_path, *arguments))
 
 
 @pytest.mark.gpu
