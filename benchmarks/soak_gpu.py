@@ -12,6 +12,7 @@ or growth.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import re
@@ -89,11 +90,8 @@ class Soak:
         """Runs a batch larger than any to come (a quarter more rows, the long ones among them) in more threads than an
         engine works in at once, so that what grows later is no room for a larger batch."""
         large = self.batch(np.arange(LARGEST * 5 // 4) % len(self.rows))
-        threads = [threading.Thread(target=self.classifier.predict_ids, args=(large,)) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(self.classifier.predict_ids, [large] * 8))  # an error is raised here
 
     def work(self, number, tolerance):
         random = np.random.RandomState(1000 + number)
