@@ -273,17 +273,18 @@ def test_what_the_card_cannot_do_is_refused():
         build(config, arrays, precision="int8")
 
 
-def test_out_of_memory_names_sizes_and_leaves_the_engine_usable():
+def test_out_of_memory_names_sizes_and_leaves_the_engine_usable(card):
     config = BertConfig(50, 1024, 1, 16, 16384, 512, 2, "gelu_tanh")
     arrays = random_weights(config, 3)
     small = random_batch(config, [9, 30])
     with build(config, arrays) as engine:
         before = engine.run(small)["logits"]
-        rows = 512 * 7000  # some 150 GB of activations
+        a_token = 2 * (2 * 1024 + 16384)  # bytes: states and what is added to them, the feed-forward's activations
+        rows = int(1.2 * card["devices"][0]["memory_bytes"] / a_token / 512)
         huge = random_batch(config, [512])._replace(
-            token_ids=np.zeros(rows, np.int32),
-            segment_ids=np.zeros(rows, np.int32),
-            row_splits=np.arange(0, rows + 1, 512, dtype=np.int32),
+            token_ids=np.zeros(rows * 512, np.int32),
+            segment_ids=np.zeros(rows * 512, np.int32),
+            row_splits=np.arange(0, rows * 512 + 1, 512, dtype=np.int32),
         )
         with pytest.raises(OutOfMemoryError, match="MiB"):
             engine.run(huge)

@@ -3,9 +3,10 @@
 //
 // Contract: x (M, K) and w (N, K) as gemm.h says. A CTA owns 64 outputs of kTokens rows and takes its whole share of K
 // into shared memory at once (no ring); four warpgroups multiply a quarter of it each, with the weights as the 64-row
-// operand, and add up in shared memory. Where K is long a cluster of `split` CTAs shares it and adds up through
-// distributed shared memory. The weights are asked for before the previous kernel has ended (they do not depend on it),
-// and those of a later product are brought into L2.
+// operand, and add up in shared memory. Where K is long a cluster of `split` CTAs shares it: each finishes some of the
+// rows, and is sent the others' sums of these through distributed shared memory (sent, not fetched: a fetch is a way
+// there and back for each CTA, and nobody could end before all were done). The weights are asked for before the kernel
+// before has ended (they do not depend on it), and those of a later product are brought into L2.
 #include "cuda/epilogue.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/tensor_map.h"
@@ -19,9 +20,117 @@ constexpr int kGroups = 4;    // warpgroups
 constexpr int kThreads = kGroups * 128;
 constexpr int kMostSlices = 16;
 constexpr int kPitch = kOutputs + 4;  // floats between tokens of a partial sum: no two lanes share a bank
+constexpr int kRowStep = kThreads / 16;  // a thread finishes four outputs of rows so far apart
+constexpr int kMostShared = 225 * 1024;
+
+struct SplitArgs {
+  const void* residual;
+  const int2* residual_rows;
+  const void* prefetch;
+  int64_t prefetch_bytes;
+  uint32_t inbox;  // of shared memory's bytes: what others of the cluster send arrives behind a CTA's own
+};
+
+inline SplitArgs MakeSplitArgs(const Gemm& g, int inbox) {
+  return SplitArgs{g.residual, g.residual_rows, g.prefetch, g.prefetch_bytes, static_cast<uint32_t>(inbox)};
+}
+
+// Bytes of a CTA's own: operands, whose place its four partial sums take.
+inline int SplitBytes(int slices, int tokens) {
+  const int partial = kGroups * tokens * kPitch * 4, operands = slices * (kOutputs + tokens) * 128;
+  return operands > partial ? operands : partial;
+}
+
+// [[maybe_unused]]: architectures other than Hopper compile no caller.
+[[maybe_unused]] __device__ __forceinline__ void Add4(float4* sum, const float4& v) {
+  sum->x += v.x, sum->y += v.y, sum->z += v.z, sum->w += v.w;
+}
+
+#if FTBERT_HOPPER
+// A CTA's share of a product: slices of 128 bytes of K from `begin` on.
+template <typename In, int kTokens>
+struct SplitTile {
+  static constexpr int kSlice = 128 / sizeof(In);
+  static constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
+  uint32_t base, barriers;  // shared memory; one mbarrier a slice
+  int output0, token0, begin, slices;
+
+  // Asks for the weights, which do not depend on the kernel before.
+  __device__ __forceinline__ void AskForWeights(const CUtensorMap* x_map, const CUtensorMap* w_map) const {
+    if (threadIdx.x != 0) return;
+    PrefetchMap(x_map);
+    for (int s = 0; s < slices; ++s) BarrierInit(barriers + 8 * s, 1);
+    BarrierInitFence();
+    for (int s = 0; s < slices; ++s) {
+      BarrierExpect(barriers + 8 * s, kSliceBytes);
+      LoadTile(base + s * kSliceBytes, w_map, barriers + 8 * s, (begin + s) * kSlice, output0);
+    }
+  }
+
+  // Each warpgroup asks for its own slices of the rows.
+  __device__ __forceinline__ void AskForRows(const CUtensorMap* x_map) const {
+    if (threadIdx.x % 128 != 0) return;
+    for (int s = threadIdx.x / 128; s < slices; s += kGroups) {
+      LoadTile(base + s * kSliceBytes + kOutputs * 128, x_map, barriers + 8 * s, (begin + s) * kSlice, token0);
+    }
+  }
+
+  // kGroups sums of (kTokens, kPitch) floats at `base`, for all threads to read.
+  __device__ __forceinline__ void Multiply() const {
+    const int group = threadIdx.x / 128;
+    float acc[kTokens / 2];
+#pragma unroll
+    for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.f;
+    for (int s = group; s < slices; s += kGroups) {
+      BarrierWait(barriers + 8 * s, 0);
+      const uint64_t w_tile = TileDescriptor(base + s * kSliceBytes);
+      const uint64_t x_tile = TileDescriptor(base + s * kSliceBytes + kOutputs * 128);
+      WgmmaFence();
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<In, kTokens>::Run(acc, w_tile + 2 * step, x_tile + 2 * step, 1);
+      }
+      WgmmaCommit();
+    }
+    WgmmaWait<0>();
+    __syncthreads();  // every group has read its operands: their place takes the partial sums
+
+    const int lane = threadIdx.x % 32, output = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const uint32_t mine = base + group * kTokens * kPitch * 4;
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = 8 * j + lane % 4 * 2 + i % 2;
+        StoreShared(mine + (token * kPitch + output + i / 2 * 8) * 4, acc[4 * j + i]);
+      }
+    }
+    __syncthreads();
+  }
+
+  // This CTA's sum of four outputs of a row.
+  __device__ __forceinline__ float4 Sum(int token, int output) const {
+    const uint32_t at = base + (token * kPitch + output) * 4;
+    float4 sum = LoadShared4(at);
+#pragma unroll
+    for (int g = 1; g < kGroups; ++g) Add4(&sum, LoadShared4(at + g * kTokens * kPitch * 4));
+    return sum;
+  }
+};
+
+// Behind a product's own loads: this CTA's share of the weights that are needed soon, into L2.
+__device__ __forceinline__ void AskAhead(const SplitArgs& args) {
+  if (threadIdx.x != 32 || args.prefetch_bytes <= 0) return;
+  const int64_t ctas = static_cast<int64_t>(gridDim.x) * gridDim.y * gridDim.z;
+  const int64_t index = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const int64_t share = (args.prefetch_bytes / 16 + ctas - 1) / ctas * 16, from = index * share;
+  if (from >= args.prefetch_bytes) return;
+  const int64_t left = args.prefetch_bytes - from;
+  PrefetchL2(static_cast<const uint8_t*>(args.prefetch) + from, static_cast<uint32_t>(share < left ? share : left));
+}
+#endif
 
 // A thread's share of a tile: four outputs of rows FirstRow() + kRowStep i, below EndRow().
-constexpr int kRowStep = kThreads / 16;
 template <int kTokens>
 __device__ __forceinline__ int FirstRow(int rank, int split) {
   return rank * CeilDiv(kTokens, split) + threadIdx.x / 16;
@@ -38,22 +147,13 @@ struct RowInputs {
   float x_scale[kTokens / kRowStep], out_scale[kTokens / kRowStep];
 };
 
-struct SplitArgs {
-  const void* residual;
-  const int2* residual_rows;
-  const void* prefetch;
-  int64_t prefetch_bytes;
-};
+constexpr int kMostParts = 8;  // warpgroups, or CTAs of a cluster
 
 struct Partial {
-  uint32_t at;  // shared memory: kGroups x kTokens x kPitch floats; of a cluster, the first holds the CTA's sum
+  uint32_t at;       // shared memory: sums of (rows, kPitch) floats, one after another
+  int count, bytes;  // of these sums
   int rank, split;
 };
-
-// [[maybe_unused]]: architectures other than Hopper compile no caller.
-[[maybe_unused]] __device__ __forceinline__ void Add4(float4* sum, const float4& v) {
-  sum->x += v.x, sum->y += v.y, sum->z += v.z, sum->w += v.w;
-}
 
 template <typename In, typename Out, Act kAct, int kTokens>
 __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs& e, int token0, int output0,
@@ -65,14 +165,14 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
   for (int i = 0; i < kTokens / kRowStep; ++i) {
     const int t = FirstRow<kTokens>(p.rank, p.split) + i * kRowStep, m = token0 + t;
     if (t >= end || m >= e.m || output0 + n >= e.n) continue;
-    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-    const uint32_t at = p.at + (t * kPitch + n) * 4;
-    if (p.split == 1) {
+    const uint32_t at = p.at + ((threadIdx.x / 16 + i * kRowStep) * kPitch + n) * 4;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f), parts[kMostParts];
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) Add4(&sum, LoadShared4(at + g * kTokens * kPitch * 4));
-    } else {
-      for (int r = 0; r < p.split; ++r) Add4(&sum, LoadRemote4(at, r));
+    for (int part = 0; part < kMostParts; ++part) {  // all loads, then all sums
+      parts[part] = part < p.count ? LoadShared4(at + part * p.bytes) : make_float4(0.f, 0.f, 0.f, 0.f);
     }
+#pragma unroll
+    for (int part = 0; part < kMostParts; ++part) Add4(&sum, parts[part]);
     if (kScaled) {
       const float x_scale = inputs.x_scale[i];
       sum.x *= x_scale * w_scale.x, sum.y *= x_scale * w_scale.y;
@@ -100,25 +200,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     GemmSplitK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
                const EpilogueArgs e, const SplitArgs args) {
 #if FTBERT_HOPPER
-  constexpr int kSlice = 128 / sizeof(In);
-  constexpr int kSliceBytes = (kOutputs + kTokens) * 128;
+  using Tile = SplitTile<In, kTokens>;
   __shared__ __align__(8) uint64_t landed[kMostSlices];
-  const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
-  const uint32_t barriers = SharedAddress(landed);
   const int split = gridDim.x, rank = blockIdx.x;
   const int output0 = blockIdx.y * kOutputs, token0 = blockIdx.z * kTokens;
-  const int all = CeilDiv(e.k, kSlice);
-  const int begin = all * rank / split, slices = all * (rank + 1) / split - begin;
-  const int group = threadIdx.x / 128;
-
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < slices; ++s) BarrierInit(barriers + 8 * s, 1);
-    BarrierInitFence();
-    for (int s = 0; s < slices; ++s) {
-      BarrierExpect(barriers + 8 * s, kSliceBytes);
-      LoadTile(base + s * kSliceBytes, &w_map, barriers + 8 * s, (begin + s) * kSlice, output0);
-    }
-  }
+  const int all = CeilDiv(e.k, Tile::kSlice), begin = all * rank / split;
+  const Tile tile{(SharedAddress(DynamicShared()) + 1023u) & ~1023u, SharedAddress(landed),       output0, token0,
+                  begin,                                             all * (rank + 1) / split - begin};
+  tile.AskForWeights(&x_map, &w_map);
   const int my_output = output0 + threadIdx.x % 16 * 4;
   float4 bias = make_float4(0.f, 0.f, 0.f, 0.f), w_scale = bias;
   if (my_output < e.n) {
@@ -126,23 +215,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (sizeof(In) == 1) w_scale = __ldg(reinterpret_cast<const float4*>(e.w_scale + my_output));
   }
   __syncthreads();
+  if (split > 1) ClusterArrive();  // whose others' memory is written to later: they must have begun
   LetNextKernelStart();
   WaitForPreviousKernel();
-  if (threadIdx.x % 128 == 0) {  // each group asks for its own slices
-    for (int s = group; s < slices; s += kGroups) {
-      LoadTile(base + s * kSliceBytes + kOutputs * 128, &x_map, barriers + 8 * s, (begin + s) * kSlice, token0);
-    }
-  }
-  if (threadIdx.x == 32 && args.prefetch_bytes > 0) {  // behind this product's own loads
-    const int64_t ctas = static_cast<int64_t>(gridDim.x) * gridDim.y * gridDim.z;
-    const int64_t index = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    const int64_t share = (args.prefetch_bytes / 16 + ctas - 1) / ctas * 16, from = index * share;
-    if (from < args.prefetch_bytes) {
-      const int64_t left = args.prefetch_bytes - from;
-      PrefetchL2(static_cast<const uint8_t*>(args.prefetch) + from,
-                 static_cast<uint32_t>(share < left ? share : left));
-    }
-  }
+  tile.AskForRows(&x_map);
+  AskAhead(args);
   RowInputs<kTokens> inputs = {};
 #pragma unroll
   for (int i = 0; i < kTokens / kRowStep; ++i) {
@@ -157,47 +234,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 
-  float acc[kTokens / 2];
-#pragma unroll
-  for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.f;
-  for (int s = group; s < slices; s += kGroups) {
-    BarrierWait(barriers + 8 * s, 0);
-    const uint64_t w_tile = TileDescriptor(base + s * kSliceBytes);
-    const uint64_t x_tile = TileDescriptor(base + s * kSliceBytes + kOutputs * 128);
-    WgmmaFence();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      Wgmma<In, kTokens>::Run(acc, w_tile + 2 * step, x_tile + 2 * step, 1);
-    }
-    WgmmaCommit();
-  }
-  WgmmaWait<0>();
-  __syncthreads();  // every group has read its operands: their place takes the partial sums
-
-  const int lane = threadIdx.x % 32, output = threadIdx.x % 128 / 32 * 16 + lane / 4;
-  const uint32_t mine = base + group * kTokens * kPitch * 4;
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int token = 8 * j + lane % 4 * 2 + i % 2;
-      StoreShared(mine + (token * kPitch + output + i / 2 * 8) * 4, acc[4 * j + i]);
-    }
-  }
-  __syncthreads();
+  tile.Multiply();
+  Partial partial{tile.base, kGroups, kTokens * kPitch * 4, rank, split};
   if (split > 1) {
-    const int n = threadIdx.x % 16 * 4;
-    for (int t = threadIdx.x / 16; t < kTokens; t += kThreads / 16) {
-      const uint32_t at = base + (t * kPitch + n) * 4;
-      float4 sum = LoadShared4(at);
-#pragma unroll
-      for (int g = 1; g < kGroups; ++g) Add4(&sum, LoadShared4(at + g * kTokens * kPitch * 4));
-      StoreShared4(at, sum);
+    const int n = threadIdx.x % 16 * 4, each = CeilDiv(kTokens, split);
+    partial = Partial{tile.base + args.inbox, split, each * kPitch * 4, rank, split};
+    ClusterWait();
+    for (int t = threadIdx.x / 16; t < kTokens; t += kRowStep) {
+      StoreRemote4(partial.at + ((rank * each + t % each) * kPitch + n) * 4, t / each, tile.Sum(t, n));
     }
+    __syncwarp();  // .aligned wants the warp whole
     ClusterArrive();
     ClusterWait();
   }
-  const Partial partial{base, rank, split};
   switch (e.act) {
     case Act::kNone:
       AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
@@ -215,11 +264,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
       break;
   }
-  if (split > 1) {  // a CTA that ended could not be read
-    __syncwarp();   // the loop above parted the warp: .aligned wants it whole
-    ClusterArrive();
-    ClusterWait();
-  }
 #endif
 }
 
@@ -227,9 +271,8 @@ template <typename In, typename Out, int kTokens>
 cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gemm& g, cudaStream_t stream) {
   constexpr int kSlice = 128 / sizeof(In);
   const int slices = CeilDiv(CeilDiv(g.k, kSlice), split);
-  const int partial = kGroups * kTokens * kPitch * 4, operands = slices * (kOutputs + kTokens) * 128;
+  const int own = SplitBytes(slices, kTokens), inbox = split > 1 ? split * CeilDiv(kTokens, split) * kPitch * 4 : 0;
   const auto kernel = GemmSplitK<In, Out, kTokens>;
-  constexpr int kMostShared = 225 * 1024;
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kMostShared, &allowed);
   if (refused != cudaSuccess) return refused;
@@ -240,13 +283,12 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   LaunchShape shape;
   shape.grid = dim3(split, CeilDiv(g.n, kOutputs), CeilDiv(g.m, kTokens));
   shape.block = dim3(kThreads);
-  shape.shared = static_cast<size_t>(operands > partial ? operands : partial) + 1024;
+  shape.shared = static_cast<size_t>(own) + inbox + 1024;
   shape.stream = stream;
   shape.cluster = split;
   shape.dependent = machine.dependent_launch;
   if (slices > kMostSlices || slices < 1 || shape.shared > kMostShared) return cudaErrorInvalidValue;
-  const SplitArgs args{g.residual, g.residual_rows, g.prefetch, g.prefetch_bytes};
-  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), args);
+  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), MakeSplitArgs(g, own));
 }
 
 template <typename In, typename Out>

@@ -55,14 +55,13 @@ __device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ __forceinline__ float4 LoadRemote4(uint32_t address, uint32_t rank) {
-  float4 v;
+// To shared memory of CTA `rank` of the cluster, which has begun and does not end before it has waited for this.
+__device__ __forceinline__ void StoreRemote4(uint32_t address, uint32_t rank, const float4& v) {
   asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %4, %5; ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [remote];}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(address), "r"(rank)
+      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; st.shared::cluster.v4.f32 [remote], {%2,%3,%4,%5};}" ::
+          "r"(address),
+      "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
       : "memory");
-  return v;
 }
 
 // ---- Copy engine --------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ uint32_t SharedAddress(const void* pointer);
 uint8_t* DynamicShared();
 void StoreShared(uint32_t address, const void* value, int bytes);
 void LoadShared(uint32_t address, void* value, int bytes);
-void LoadRemote(uint32_t address, uint32_t rank, void* value, int bytes);
+void StoreRemote(uint32_t address, uint32_t rank, const void* value, int bytes);
 void CopyAsync16(uint32_t to, const void* from, bool valid);
 void CommitCopies();
 void WaitCopies(int pending);

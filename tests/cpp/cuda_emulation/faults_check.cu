@@ -23,11 +23,13 @@ enum class Planted {
   kNoWait,               // a CTA that ends without that wait
   kUnfinishedCopy,       // an asynchronous copy read before it is waited for
   kHalfBarrier,          // a named barrier that half of its threads leave out
+  kOtherNotBegun,        // a write into a CTA of the cluster that may not have begun
+  kOtherEnded,           // and into one that may have ended
 };
 constexpr Planted kAll[] = {Planted::kNone,           Planted::kUnorderedInWarp,   Planted::kUnorderedInCta,
                             Planted::kReadUnwritten,  Planted::kSharedOutOfBounds, Planted::kDeviceOutOfBounds,
                             Planted::kBeforePrevious, Planted::kNoWait,            Planted::kUnfinishedCopy,
-                            Planted::kHalfBarrier};
+                            Planted::kHalfBarrier,    Planted::kOtherNotBegun,     Planted::kOtherEnded};
 
 __global__ void Faulty(Planted planted, const float* in, float* out) {
   const uint32_t base = SharedAddress(DynamicShared()), mine = base + 4 * threadIdx.x;
@@ -49,7 +51,18 @@ __global__ void Faulty(Planted planted, const float* in, float* out) {
   sum += LoadShared4(copied).x;
   WaitCopies<0>();
   if (!is(Planted::kHalfBarrier) || threadIdx.x < 32) NamedBarrierSync(1, 64);
-  out[threadIdx.x] = sum;
+  const uint32_t sent = base + 2048 + 16 * threadIdx.x;
+  if (!is(Planted::kOtherNotBegun)) {
+    ClusterArrive();
+    ClusterWait();
+  }
+  StoreRemote4(sent, 1 - ClusterRank(), make_float4(sum, 0.f, 0.f, 0.f));
+  if (!is(Planted::kOtherEnded)) {
+    ClusterArrive();
+    ClusterWait();
+    sum = LoadShared4(sent).x;
+  }
+  if (blockIdx.x == 0) out[threadIdx.x] = sum;
 }
 
 }  // namespace
@@ -60,7 +73,8 @@ int main() {
     Matrix in(Element::kFloat, 1, 64), out(Element::kFloat, 1, 64);
     in.Random(1.f);
     LaunchShape shape;
-    shape.grid = dim3(1);
+    shape.grid = dim3(2);
+    shape.cluster = 2;
     shape.block = dim3(64);
     shape.shared = 4096;
     shape.dependent = true;

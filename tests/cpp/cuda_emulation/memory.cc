@@ -178,13 +178,21 @@ void LoadShared(uint32_t address, void* value, int bytes) {
   if (!AccessShared(running->cta, address, bytes, false, running->who, running->clock, running->known)) return;
   std::memcpy(value, SharedMemory(running->cta, address), bytes);
 }
-void LoadRemote(uint32_t address, uint32_t rank, void* value, int bytes) {
-  std::memset(value, 0xff, bytes);
-  if (rank >= ctas.size()) return Fault("a read from CTA %u of a cluster of %zu", rank, ctas.size());
+// Whether the running thread knows that a thread of this CTA has begun.
+static bool HasBegun(const Cta& cta) {
+  for (int i = 0; running->known && i < launched.threads; ++i) {
+    if ((*running->known)[cta.rank * launched.threads + i] >= launched.cluster_begin) return true;
+  }
+  return false;
+}
+
+void StoreRemote(uint32_t address, uint32_t rank, const void* value, int bytes) {
+  if (rank >= ctas.size()) return Fault("a write to CTA %u of a cluster of %zu", rank, ctas.size());
   Cta* const cta = ctas[rank].get();
+  if (cta != running->cta && !HasBegun(*cta)) Fault("a write to CTA %u, which may not have begun", rank);
   cta->visits[running->who] = running->clock;
-  if (!AccessShared(cta, address, bytes, false, running->who, running->clock, running->known)) return;
-  std::memcpy(value, SharedMemory(cta, address), bytes);
+  if (!AccessShared(cta, address, bytes, true, running->who, running->clock, running->known)) return;
+  std::memcpy(SharedMemory(cta, address), value, bytes);
 }
 
 // The bytes arrive when the thread waits for them, so that who reads earlier reads what was there before.

@@ -21,10 +21,8 @@ inline void NamedBarrierArrive(int id, int threads) { emulation::NamedBarrier(id
 inline uint32_t ClusterRank() { return emulation::ClusterRank(); }
 inline void ClusterArrive() { emulation::ClusterArrive(); }
 inline void ClusterWait() { emulation::ClusterWait(); }
-inline float4 LoadRemote4(uint32_t address, uint32_t rank) {
-  float4 value;
-  emulation::LoadRemote(address, rank, &value, sizeof value);
-  return value;
+inline void StoreRemote4(uint32_t address, uint32_t rank, const float4& value) {
+  emulation::StoreRemote(address, rank, &value, sizeof value);
 }
 
 inline void LoadTile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {
