@@ -97,7 +97,7 @@ constexpr Switch kSwitches[] = {{"early-start", &Machine::dependent_launch}, {"g
                                 {"watching", &Machine::watching},            {"clusters", &Machine::clusters},
                                 {"prefetch", &Machine::prefetch},            {"cublaslt", &Machine::lt}};
 
-// FTBERT_CUDA_DISABLE: names with commas between. FTBERT_CUDA_ENABLE=cublaslt: 16-bit products on Hopper too.
+// FTBERT_CUDA_DISABLE: names with commas between.
 Status ReadSwitches(Machine* machine) {
   const char* given = std::getenv("FTBERT_CUDA_DISABLE");
   std::string names;
@@ -112,15 +112,6 @@ Status ReadSwitches(Machine* machine) {
                         "\".");
     }
     if (found != nullptr) machine->*found->member = false, machine->switches += std::string(" no ") + found->name;
-  }
-  const char* enabled = std::getenv("FTBERT_CUDA_ENABLE");
-  if (enabled != nullptr && *enabled != '\0') {
-    if (std::string(enabled) != "cublaslt") {
-      return Status(Code::kInvalidArgument,
-                    std::string("FTBERT_CUDA_ENABLE: expected cublaslt or nothing, got \"") + enabled + "\".");
-    }
-    machine->lt_everywhere = true;
-    machine->switches += " cublaslt everywhere";
   }
   return Status();
 }

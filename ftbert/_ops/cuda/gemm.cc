@@ -11,6 +11,10 @@ constexpr int kMostSplit = 8;    // the largest portable cluster
 constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
 constexpr int kMostSplitRows = 512;  // and up to here it is searched
+// Where cuBLASLt's first choice is faster than ours on Hopper: from here on, from fewer rows on with many weights (its
+// kernels end better in a single wave), and for GELU up to here (alone: 132 to 137 us against 126 at 16,000).
+constexpr int kLtRows = 2048, kLtSomeRows = 1024, kOwnGeluRows = 8192;
+constexpr int64_t kLtSomeWeights = 1 << 20;
 
 int MostSplit(const Machine& machine) { return machine.clusters ? kMostSplit : 1; }
 
@@ -97,14 +101,15 @@ int HeightClass(int m) {
   return RoundUp(m, power / 8);
 }
 
-// On Hopper 16-bit products of cuBLASLt failed between our kernels, which start before the ones before them have ended,
-// with several streams at work: an illegal instruction after some ten thousand runs (docs/roofline.md). Not there.
-bool LtTrusted(const Machine& machine, const Gemm& g) {
-  return machine.lt && g.residual == nullptr && (g.in == Element::kFloat || !machine.hopper || machine.lt_everywhere);
-}
+bool LtAllowed(const Machine& machine, const Gemm& g) { return machine.lt && g.residual == nullptr; }
 
+// fp32, and large products. On Hopper ours start earlier, and GELU after many rows is faster in our own kernel, which
+// works on the next tile meanwhile.
 Plan PlanFor(const Machine& machine, const Gemm& g) {
-  if (LtTrusted(machine, g) && g.m >= (g.in == Element::kFloat ? 16 : 256) && LtChoices(machine, g) > 0) {
+  const bool many_weights = static_cast<int64_t>(g.n) * g.k >= kLtSomeWeights;
+  const int least = g.in == Element::kFloat ? 16 : !machine.hopper ? 256 : many_weights ? kLtSomeRows : kLtRows;
+  const bool own_gelu = machine.hopper && g.in != Element::kFloat && g.act != 0 && g.m >= kOwnGeluRows;
+  if (LtAllowed(machine, g) && g.m >= least && !own_gelu && LtChoices(machine, g) > 0) {
     return Plan{Family::kLt, 0, 1};
   }
   return OwnPlanFor(machine, g);
@@ -126,7 +131,7 @@ Plan OwnPlanFor(const Machine& machine, const Gemm& g) {
 
 std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
   std::vector<Plan> plans;
-  const int choices = LtTrusted(machine, g) ? LtChoices(machine, g) : 0;
+  const int choices = LtAllowed(machine, g) ? LtChoices(machine, g) : 0;
   for (int i = 0; i < choices; ++i) plans.push_back(Plan{Family::kLt, i, 1});
   if (g.in == Element::kFloat) {
     plans.push_back(Plan{Family::kSimt, 0, 1});
@@ -190,7 +195,7 @@ cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cud
     case Family::kSplit:
       return RunSplit(machine, plan.variant, plan.split, g, stream);
     case Family::kLt:
-      return LtTrusted(machine, g) ? RunLt(machine, plan.variant, g, stream) : cudaErrorNotSupported;
+      return LtAllowed(machine, g) ? RunLt(machine, plan.variant, g, stream) : cudaErrorNotSupported;
   }
   return cudaErrorInvalidValue;
 }

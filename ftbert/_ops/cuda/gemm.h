@@ -75,9 +75,9 @@ struct Machine {
   int capability = 0;        // 90 for 9.0
   bool hopper = false;       // wgmma kernels are in this build and run here
   bool dependent_launch = false;  // kernels start before the ones before them have ended; their code waits
-  // Switches for finding faults (FTBERT_CUDA_DISABLE, FTBERT_CUDA_ENABLE); all as they are here otherwise.
+  // Switches for finding faults (FTBERT_CUDA_DISABLE); all as they are here otherwise.
   bool graphs = true, watching = true, clusters = true, prefetch = true;
-  bool lt = true, lt_everywhere = false;
+  bool lt = true;
   std::string switches;  // as given
   std::string name;
   size_t memory = 0;
