@@ -9,6 +9,7 @@ machine.
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -217,14 +218,17 @@ def main():
     print(common.write_result(name, value))
 
 
-def at_part(server, bodies, saturation, given, part=0.7):
-    """Latencies under a Poisson stream of 70% of the saturation's rate: many connections with long pauses."""
-    connections = 4 * given.connections
+def at_part(server, bodies, saturation, given, part=0.7, mean_pause=2.0):
+    """Latencies under a Poisson stream of 70% of the saturation's rate: many connections with long pauses, though not so
+    long that the server closes them."""
+    rate = part * saturation
+    connections = min(4 * given.connections, math.ceil(mean_pause * rate))
     latency = 0.01
-    for seconds in (3, 3, given.seconds):  # the pause that gives the rate depends on the latency there
-        pause = max(0.0, connections / (part * saturation) - latency)
+    time.sleep(1)  # what was under way at saturation
+    for seconds in (5, 5, given.seconds):  # a connection's next request comes a pause and a latency after the last
+        pause = max(0.0, connections / rate - latency)
         result = wrk(server.url, bodies, connections, seconds, pause * 1000, threads=given.wrk_threads)
-        latency = max(0.0, connections / max(result["requests_per_second"], 1e-3) - pause)
+        latency = result["p50_ms"] / 1000
     result["part_of_saturation"] = round(result["requests_per_second"] / saturation, 3)
     result["p99_to_p50"] = round(result["p99_ms"] / result["p50_ms"], 2)
     return result
