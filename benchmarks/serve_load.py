@@ -219,7 +219,7 @@ def main():
 
 
 def at_part(server, bodies, saturation, given, part=0.7, mean_pause=2.0):
-    """Latencies under a Poisson stream of 70% of the saturation's rate: many connections with long pauses, though not so
+    """Latencies under a Poisson stream of 70% of the saturation's rate: many connections with long pauses, but not so
     long that the server closes them."""
     rate = part * saturation
     connections = min(4 * given.connections, math.ceil(mean_pause * rate))
