@@ -287,7 +287,8 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   shape.stream = stream;
   shape.cluster = split;
   shape.dependent = machine.dependent_launch;
-  if (slices > kMostSlices || slices < 1 || shape.shared > kMostShared) return cudaErrorInvalidValue;
+  const bool fits = slices >= 1 && slices <= kMostSlices && split <= kMostParts && shape.shared <= kMostShared;
+  if (!fits) return cudaErrorInvalidValue;
   return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), MakeSplitArgs(g, own));
 }
 

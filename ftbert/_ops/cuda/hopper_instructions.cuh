@@ -58,8 +58,8 @@ __device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wa
 // To shared memory of CTA `rank` of the cluster, which has begun and does not end before it has waited for this.
 __device__ __forceinline__ void StoreRemote4(uint32_t address, uint32_t rank, const float4& v) {
   asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; st.shared::cluster.v4.f32 [remote], {%2,%3,%4,%5};}" ::
-          "r"(address),
+      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [remote], {%2,%3,%4,%5};}" ::"r"(address),
       "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
       : "memory");
 }
