@@ -8,25 +8,17 @@
 //
 // In each step every CTA reads all of a buffer (1 to 192 KiB) and writes its share of another, which the next step
 // reads. Prints microseconds a step and whether all three computed the same. Needs compute capability 9.0.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <vector>
+
+#include "cuda_matrix.cuh"
 
 namespace {
 
-#define CHECK_CUDA(call)                                                                         \
-  do {                                                                                           \
-    const cudaError_t result = (call);                                                           \
-    if (result != cudaSuccess) {                                                                 \
-      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(result));      \
-      std::exit(1);                                                                              \
-    }                                                                                            \
-  } while (0)
+using namespace ftbert::cuda;
 
 constexpr int kThreads = 512, kSteps = 84, kTogether = 6;
 constexpr int kFlagStride = 64;  // counters do not share a line
@@ -57,17 +49,6 @@ __device__ __forceinline__ void SpinUntil(const uint32_t* counter, uint32_t targ
   while (static_cast<int32_t>(LoadAcquire(counter) - target) < 0) {
   }
 }
-__device__ __forceinline__ void LetNextStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void WaitForLast() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 __device__ void Work(const Step& step) {
   __shared__ uint32_t all;
   uint32_t bits = 0;
@@ -91,15 +72,15 @@ __device__ void Work(const Step& step) {
 }
 
 __global__ void __launch_bounds__(kThreads, 1) StepAfterWait(Step step) {
-  LetNextStart();
-  WaitForLast();
+  LetNextKernelStart();
+  WaitForPreviousKernel();
   Work(step);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) StepAfterFlags(Step step, Counters counters) {
-  LetNextStart();
+  LetNextKernelStart();
   if (counters.before == nullptr) {
-    WaitForLast();
+    WaitForPreviousKernel();
   } else {
     if (threadIdx.x == 0) SpinUntil(counters.before, (*counters.runs + 1) * counters.ctas_before);
     __syncthreads();
@@ -109,7 +90,9 @@ __global__ void __launch_bounds__(kThreads, 1) StepAfterFlags(Step step, Counter
   if (threadIdx.x == 0) AddRelease(counters.mine);
 }
 
-__global__ void CountRun(uint32_t* runs) { *runs += 1; }
+__global__ void CountRun(uint32_t* runs) {
+  if (threadIdx.x == 0) *runs += 1;
+}
 
 // Every CTA must be on the card at once: there are at most as many as multiprocessors.
 __global__ void __launch_bounds__(kThreads, 1) AllSteps(Step even, Step odd, uint32_t* counter, uint32_t begin) {
@@ -125,15 +108,10 @@ __global__ void __launch_bounds__(kThreads, 1) AllSteps(Step even, Step odd, uin
   }
 }
 
-template <typename... Parameters, typename... Values>
-void Launch(void (*kernel)(Parameters...), int ctas, cudaStream_t stream, bool early, Values... values) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(ctas), config.blockDim = dim3(kThreads), config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = early ? 1 : 0;
-  CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(values)...));
+LaunchShape Shape(int ctas, cudaStream_t stream, bool early) {
+  LaunchShape shape;
+  shape.grid = dim3(ctas), shape.block = dim3(kThreads), shape.stream = stream, shape.dependent = early;
+  return shape;
 }
 
 // Microseconds a step, the median of 200 runs after 20.
@@ -204,7 +182,7 @@ int main() {
     for (int ctas : {12, 48, 96, card.multiProcessorCount}) {
       begin();
       const double wait = TimeGraph(stream, [&] {
-        for (int i = 0; i < kSteps; ++i) Launch(StepAfterWait, ctas, stream, true, step(i));
+        for (int i = 0; i < kSteps; ++i) CHECK_CUDA(Launch(Shape(ctas, stream, true), StepAfterWait, step(i)));
       });
       const uint32_t expected = answer();
       begin();
@@ -212,15 +190,15 @@ int main() {
         for (int i = 0; i < kSteps; ++i) {
           const uint32_t* const before = i > 0 ? flags + kFlagStride * (i - 1) : nullptr;
           const Counters counters{runs, before, static_cast<uint32_t>(ctas), flags + kFlagStride * i};
-          Launch(StepAfterFlags, ctas, stream, i > 0, step(i), counters);
+          CHECK_CUDA(Launch(Shape(ctas, stream, i > 0), StepAfterFlags, step(i), counters));
         }
-        Launch(CountRun, 1, stream, false, runs);
+        CHECK_CUDA(Launch(Shape(1, stream, false), CountRun, runs));
       });
       const bool alike = answer() == expected;
       begin();
       uint32_t passed = 0;
       const double one = Time([&] {
-        Launch(AllSteps, ctas, stream, false, even, odd, barrier, passed);
+        CHECK_CUDA(Launch(Shape(ctas, stream, false), AllSteps, even, odd, barrier, passed));
         CHECK_CUDA(cudaStreamSynchronize(stream));
         passed += kSteps * ctas;
       });

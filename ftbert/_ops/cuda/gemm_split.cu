@@ -31,16 +31,6 @@ struct SplitArgs {
   uint32_t inbox;  // of shared memory's bytes: what others of the cluster send arrives behind a CTA's own
 };
 
-inline SplitArgs MakeSplitArgs(const Gemm& g, int inbox) {
-  return SplitArgs{g.residual, g.residual_rows, g.prefetch, g.prefetch_bytes, static_cast<uint32_t>(inbox)};
-}
-
-// Bytes of a CTA's own: operands, whose place its four partial sums take.
-inline int SplitBytes(int slices, int tokens) {
-  const int partial = kGroups * tokens * kPitch * 4, operands = slices * (kOutputs + tokens) * 128;
-  return operands > partial ? operands : partial;
-}
-
 // [[maybe_unused]]: architectures other than Hopper compile no caller.
 [[maybe_unused]] __device__ __forceinline__ void Add4(float4* sum, const float4& v) {
   sum->x += v.x, sum->y += v.y, sum->z += v.z, sum->w += v.w;
@@ -271,7 +261,10 @@ template <typename In, typename Out, int kTokens>
 cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gemm& g, cudaStream_t stream) {
   constexpr int kSlice = 128 / sizeof(In);
   const int slices = CeilDiv(CeilDiv(g.k, kSlice), split);
-  const int own = SplitBytes(slices, kTokens), inbox = split > 1 ? split * CeilDiv(kTokens, split) * kPitch * 4 : 0;
+  // A CTA's operands, whose place its four partial sums take; then what others send.
+  const int partial = kGroups * kTokens * kPitch * 4, operands = slices * (kOutputs + kTokens) * 128;
+  const int own = operands > partial ? operands : partial;
+  const int inbox = split > 1 ? split * CeilDiv(kTokens, split) * kPitch * 4 : 0;
   const auto kernel = GemmSplitK<In, Out, kTokens>;
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kMostShared, &allowed);
@@ -289,7 +282,8 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   shape.dependent = machine.dependent_launch;
   const bool fits = slices >= 1 && slices <= kMostSlices && split <= kMostParts && shape.shared <= kMostShared;
   if (!fits) return cudaErrorInvalidValue;
-  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), MakeSplitArgs(g, own));
+  const SplitArgs args{g.residual, g.residual_rows, g.prefetch, g.prefetch_bytes, static_cast<uint32_t>(own)};
+  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), args);
 }
 
 template <typename In, typename Out>
