@@ -12,6 +12,8 @@
 
 #include "cuda/kernels.h"
 #include "cuda/lt.h"
+#include "cuda_check_norm.cuh"
+#include "cuda_check_report.cuh"
 #include "cuda_matrix.cuh"
 
 using namespace ftbert;
@@ -19,27 +21,6 @@ using namespace ftbert::cuda;
 using namespace ftbert_test;
 
 namespace {
-
-int failures = 0;
-
-float Tolerance(Element e) {
-  return e == Element::kFloat ? 3e-6f : (e == Element::kHalf ? 8e-4f : (e == Element::kBFloat ? 5e-3f : 5e-2f));
-}
-
-void Report(const std::string& what, const std::vector<double>& expected, const std::vector<float>& got,
-            float tolerance) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double off = got[i] - expected[i];
-    error += off * off;
-    norm += expected[i] * expected[i];
-  }
-  const double relative = std::sqrt(error / (norm > 0 ? norm : 1));
-  if (!(relative <= tolerance)) {
-    ++failures;
-    std::printf("FAIL %s: relative error %.3g, expected at most %.3g\n", what.c_str(), relative, tolerance);
-  }
-}
 
 __global__ void PlainGemm(const float* x, const float* w, const float* bias, int n, int k, int act, double* out) {
   const int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
@@ -210,51 +191,6 @@ void CheckAttention(const Machine& machine, Element element, int heads, int head
   cudaFree(device_rows);
 }
 
-void CheckNorm(const Machine& machine, Element element, int rows, int width, float scale, bool summed = false) {
-  const int pitch = RoundUp(width, 16);
-  Matrix states(element, rows, pitch), delta(element, rows, pitch), gamma(Element::kFloat, 1, width);
-  Matrix beta(Element::kFloat, 1, width), fp8(Element::kFloat8, rows, pitch), fp8_scale(Element::kFloat, rows, 1);
-  Matrix length(Element::kFloat, rows, 1);
-  states.Random(summed ? 0.f : scale), delta.Random(scale), gamma.Random(1.f), beta.Random(1.f);
-  Constant(gamma), Constant(beta);
-  fp8.Poison(), fp8_scale.Poison();
-  if (summed) states.Poison();
-  std::vector<double> expected(static_cast<size_t>(rows) * width);
-  for (int r = 0; r < rows; ++r) {
-    double mean = 0, variance = 0;
-    const auto x = [&](int i) { return static_cast<double>(states.host[r * pitch + i]) + delta.host[r * pitch + i]; };
-    for (int i = 0; i < width; ++i) mean += x(i) / width;
-    for (int i = 0; i < width; ++i) variance += (x(i) - mean) * (x(i) - mean) / width;
-    for (int i = 0; i < width; ++i) {
-      expected[static_cast<size_t>(r) * width + i] =
-          (x(i) - mean) / std::sqrt(variance + 1e-12) * gamma.host[i] + beta.host[i];
-    }
-  }
-  Norm n;
-  n.gamma = static_cast<float*>(gamma.device), n.beta = static_cast<float*>(beta.device);
-  n.epsilon = 1e-12f, n.width = width, n.pitch = pitch, n.summed = summed;
-  Quantized q;
-  if (element == Element::kHalf) {
-    q.values = static_cast<uint8_t*>(fp8.device), q.scale = static_cast<float*>(fp8_scale.device);
-    q.norm = static_cast<float*>(length.device);
-  }
-  CHECK_CUDA(RunAddNorm(machine, element, n, rows, states.device, delta.device, q, nullptr));
-  CHECK_CUDA(cudaDeviceSynchronize());
-  const std::vector<float> all = states.Download(), all8 = fp8.Download(), scales = fp8_scale.Download();
-  std::vector<float> got, got8;
-  for (int r = 0; r < rows; ++r) {
-    for (int i = 0; i < width; ++i) {
-      got.push_back(all[static_cast<size_t>(r) * pitch + i]);
-      got8.push_back(all8[static_cast<size_t>(r) * pitch + i] * scales[r]);
-    }
-  }
-  const std::string what = std::string(summed ? "summed " : "") + "norm type " +
-                           std::to_string(static_cast<int>(element)) + " " + std::to_string(rows) + "x" +
-                           std::to_string(width);
-  Report(what, expected, got, Tolerance(element));
-  if (q.values != nullptr) Report(what + " fp8", expected, got8, Tolerance(Element::kFloat8));
-}
-
 // The split-K kernel with a residual: each row's own, or rows in another order.
 void CheckSplitResidual(const Machine& machine, Element in, int m, int n, int k) {
   const bool fp8 = in == Element::kFloat8;
@@ -322,8 +258,9 @@ int CheckTiny(const Machine& machine) {
     CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 33, 144, 528, act++ % 5);
     CheckGemm(machine, e, e, 193, 272, 80, act++ % 5);
     if (e == Element::kFloat) continue;
-    CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 65, 208, 1040, act++ % 5, true);
+    CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 65, 208, 1040, 0, true);
     CheckSplitResidual(machine, e, 35, 80, 144);
+    if (e != Element::kFloat8) CheckGemmNorm(machine, e, 197, 512, 272, e == Element::kHalf, e == Element::kHalf);
   }
   for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat}) {
     for (int head_size : {32, 64, 128}) {
@@ -384,6 +321,13 @@ int main(int argc, char** argv) {
       CheckNorm(machine, e, 1 + generator() % 9, width, 1.f, true);
     }
     if (e != Element::kFloat) CheckNorm(machine, e, 5, 768, 8000.f);  // sums beyond what fp16 holds
+  }
+  for (Element e : {Element::kHalf, Element::kBFloat}) {
+    for (int n : {512, 768, 1024}) {
+      const int m = 1 + static_cast<int>(generator() % 600);
+      if (machine.hopper) CheckGemmNorm(machine, e, m, n, 272, e == Element::kHalf, n == 512);
+      if (machine.hopper && !small) CheckGemmNorm(machine, e, 6000 - m, n, 48, false, n == 768);
+    }
   }
   if (machine.hopper) {
     for (Element e : {Element::kHalf, Element::kBFloat, Element::kFloat8}) {

@@ -43,13 +43,14 @@ struct Layout {
 template <typename T, int kGroups, int kStages, int kCtas>
 __global__ void __launch_bounds__(kGroups * 128, kCtas)
     AttendWgmma(const __grid_constant__ CUtensorMap map, int part, const int2* ranges, int tokens,
-                float scale, T* __restrict__ context, int64_t ld_context) {
+                bool reversed, float scale, T* __restrict__ context, int64_t ld_context) {
 #if FTBERT_HOPPER
   using L = Layout<kGroups, kStages>;
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = base + kGroups * kTile;
   const uint32_t q_full = base + L::kBarriers, full = q_full + 8, empty = full + 8 * kStages;
   const int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-  const int token0 = blockIdx.y * L::kQueries, head = blockIdx.x * kHead;
+  const int block_row = reversed ? gridDim.y - 1 - blockIdx.y : blockIdx.y;
+  const int token0 = block_row * L::kQueries, head = blockIdx.x * kHead;
   if (threadIdx.x == 0) {
     PrefetchMap(&map);
     BarrierInit(q_full, 1);
@@ -202,8 +203,9 @@ cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention
   shape.shared = L::kShared;
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
-  return Launch(shape, kernel, map, a.part, a.ranges, a.count, kLog2E / sqrtf(static_cast<float>(a.head_size)),
-                static_cast<T*>(a.context), a.ld_context);
+  const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
+  return Launch(shape, kernel, map, a.part, a.ranges, a.count, a.reversed, scale, static_cast<T*>(a.context),
+                a.ld_context);
 }
 
 template <typename T>

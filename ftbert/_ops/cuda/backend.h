@@ -60,6 +60,7 @@ struct Slots {
   int2 *ranges = nullptr, *row_ranges = nullptr;
   const Token* tokens = nullptr;   // device memory, or pinned where few
   const int2* row_source = nullptr;
+  bool reversed = false;           // the order in which the latest kernel over all tokens took them
   bool first_in_place = false;     // the last layer's queries lie in qkv and its states in `all`: nothing was gathered
 };
 

@@ -4,6 +4,7 @@
 #define FTBERT_CUDA_COMMON_CUH_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/gemm.h"
 #include "cuda/instructions.cuh"
@@ -93,6 +94,10 @@ __device__ __forceinline__ uint16_t PackFloat8Pair(float low, float high) {
   return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
 }
 
+__device__ __forceinline__ uint16_t PackFloat8Pair(__half2 pair) {
+  return __nv_cvt_halfraw2_to_fp8x2(static_cast<__half2_raw>(pair), __NV_SATFINITE, __NV_E4M3);
+}
+
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
@@ -117,6 +122,23 @@ __device__ __forceinline__ float Activate(float x) {
   if (kAct == Act::kRelu) return fmaxf(x, 0.f);
   if (kAct == Act::kTanh) return tanhf(x);
   return x;
+}
+
+// Calls body(std::integral_constant<Act, act>()).
+template <typename Body>
+__device__ __forceinline__ void WithAct(Act act, const Body& body) {
+  switch (act) {
+    case Act::kNone:
+      return body(std::integral_constant<Act, Act::kNone>());
+    case Act::kGeluErf:
+      return body(std::integral_constant<Act, Act::kGeluErf>());
+    case Act::kGeluTanh:
+      return body(std::integral_constant<Act, Act::kGeluTanh>());
+    case Act::kRelu:
+      return body(std::integral_constant<Act, Act::kRelu>());
+    case Act::kTanh:
+      return body(std::integral_constant<Act, Act::kTanh>());
+  }
 }
 
 template <bool kExact>

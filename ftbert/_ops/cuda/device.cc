@@ -165,6 +165,10 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
       cudaGetLastError();
       machine->quads = 0;
     }
+    if (machine->hopper && FindNormClusters(machine->norm_clusters) != cudaSuccess) {
+      cudaGetLastError();
+      for (int& clusters : machine->norm_clusters) clusters = 0;
+    }
   }
   // In graphs since 12.3. Code for older cards, compiled for this one by its driver, would start early and not wait.
   machine->dependent_launch = waits && driver >= 12030;

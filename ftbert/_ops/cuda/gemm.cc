@@ -12,8 +12,8 @@ constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it mea
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
 constexpr int kMostSplitRows = 512;  // and up to here it is searched
 // Where cuBLASLt's first choice is faster than ours on Hopper: from here on, from fewer rows on with many weights (its
-// kernels end better in a single wave), and for GELU up to here (alone: 132 to 137 us against 126 at 16,000).
-constexpr int kLtRows = 2048, kLtSomeRows = 1024, kOwnGeluRows = 8192;
+// kernels end better in a single wave), and up to here: with more, ours take rows in the order that finds them in L2.
+constexpr int kLtRows = 2048, kLtSomeRows = 1024, kMostLtRows = 4096;
 constexpr int64_t kLtSomeWeights = 1 << 20;
 
 int MostSplit(const Machine& machine) { return machine.clusters ? kMostSplit : 1; }
@@ -103,13 +103,12 @@ int HeightClass(int m) {
 
 bool LtAllowed(const Machine& machine, const Gemm& g) { return machine.lt && g.residual == nullptr; }
 
-// fp32, and large products. On Hopper ours start earlier, and GELU after many rows is faster in our own kernel, which
-// works on the next tile meanwhile.
+// fp32, and on Hopper products of a middling size: ours start earlier.
 Plan PlanFor(const Machine& machine, const Gemm& g) {
   const bool many_weights = static_cast<int64_t>(g.n) * g.k >= kLtSomeWeights;
   const int least = g.in == Element::kFloat ? 16 : !machine.hopper ? 256 : many_weights ? kLtSomeRows : kLtRows;
-  const bool own_gelu = machine.hopper && g.in != Element::kFloat && g.act != 0 && g.m >= kOwnGeluRows;
-  if (LtAllowed(machine, g) && g.m >= least && !own_gelu && LtChoices(machine, g) > 0) {
+  const bool own = machine.hopper && g.in != Element::kFloat && g.m > kMostLtRows;
+  if (LtAllowed(machine, g) && g.m >= least && !own && LtChoices(machine, g) > 0) {
     return Plan{Family::kLt, 0, 1};
   }
   return OwnPlanFor(machine, g);
@@ -178,7 +177,8 @@ std::string PlanName(const Plan& plan) {
 
 bool CanRun(const Plan& plan, const Gemm& g) {
   if (g.residual_rows != nullptr) return plan.family == Family::kSplit;
-  return g.residual == nullptr || plan.family == Family::kWgmma || plan.family == Family::kSplit;
+  if (g.residual == nullptr || plan.family == Family::kSplit) return true;
+  return plan.family == Family::kWgmma && g.act == 0;
 }
 
 cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cudaStream_t stream) {

@@ -47,11 +47,12 @@ struct Gemm {
   void* out = nullptr;           // (m, ldo)
   int64_t ldo = 0;
   int act = 0;                   // Act
-  const void* residual = nullptr;  // (m, ldo) in out_type, added last; in kWgmma and kSplit, and no fp8 out
+  const void* residual = nullptr;  // (m, ldo) in out_type, added last; in kSplit, and kWgmma without act; no fp8 out
   const int2* residual_rows = nullptr;  // (m,) kSplit: the residual of row m is row residual_rows[m].x; null: row m
   RowScale x_scale;              // fp8 in: x = stored * scale
   const float* w_scale = nullptr;  // fp8 in: (n,)
-  RowScale out_scale;            // fp8 out: stored = value / scale
+  RowScale out_scale;            // fp8 out: stored = value / scale, which is 2^-15 at least (1 / scale fits into fp16)
+  bool reversed = false;           // kWgmma: rows are taken from the last to the first
   void* scratch = nullptr;         // cuBLASLt's
   int64_t scratch_bytes = 0;
   const void* prefetch = nullptr;  // weights needed soon, brought into L2 while this product runs
@@ -72,6 +73,7 @@ struct Machine {
   int device = 0;
   int sms = 0;
   int quads = 0;             // clusters of 4 CTAs that fill a multiprocessor each, at once
+  int norm_clusters[5] = {};  // RunGemmNorm's clusters at once, by their CTAs
   int capability = 0;        // 90 for 9.0
   bool hopper = false;       // wgmma kernels are in this build and run here
   bool dependent_launch = false;  // kernels start before the ones before them have ended; their code waits
@@ -109,6 +111,8 @@ std::string PlanName(const Plan& plan);
 cudaError_t FindCode(bool* hopper, bool* waits);
 // Machine::quads of the current card.
 cudaError_t FindQuads(int* quads);
+// Machine::norm_clusters of the current card.
+cudaError_t FindNormClusters(int (&clusters)[5]);
 
 // One per family (gemm_<family>.cu).
 cudaError_t RunSimt(const Machine& machine, const Gemm& gemm, cudaStream_t stream);

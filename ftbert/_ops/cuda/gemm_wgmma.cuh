@@ -10,54 +10,79 @@
 #ifndef FTBERT_CUDA_GEMM_WGMMA_CUH_
 #define FTBERT_CUDA_GEMM_WGMMA_CUH_
 
-#include "cuda/epilogue.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/tensor_map.h"
+#include "cuda/wgmma_end.cuh"
 
 namespace ftbert {
 namespace cuda {
 
-template <typename Out, int kRows, int kColumns, bool kAlternate>
+constexpr bool ForFewRows(int columns, bool alternate) { return columns < (alternate ? 128 : 256); }
+
+template <typename In, typename Out, int kRows, int kColumns, bool kAlternate>
 struct WgmmaSizes {
+  using End = WgmmaEnd<In, Out, kRows, kColumns, ForFewRows(kColumns, kAlternate)>;
   static constexpr int kStageBytes = (kRows + kColumns) * 128;
-  // Each warp turns its 16 rows around in shared memory, so that a row is written in 16-byte pieces. Rows are padded by
-  // 16 bytes against bank conflicts.
-  static constexpr int kPitch = kColumns * static_cast<int>(sizeof(Out)) + 16;
-  static constexpr int kStaging = 8 * 16 * kPitch;
-  static constexpr int kParameters = 2 * 2 * kColumns * 4;  // bias and scales of each warpgroup's columns
-  static constexpr int kAvailable = 227 * 1024 - 1024 - 256 - kParameters;
-  static constexpr int kMost = (kAvailable - kStaging) / kStageBytes;
-  static constexpr int kStages = kMost > 7 ? 7 : kMost;
-  static constexpr int kShared = kStages * kStageBytes + kStaging + kParameters + 1024 + 256;
+  static constexpr int kBlocks = kAlternate ? kRows / 64 : kRows / 128;  // 64-row blocks of one warpgroup
+  static constexpr int kSlots = 2;                                       // tiles whose parameters are there at a time
+  static constexpr int kBarriers = 8 * (2 * 7 + 2 * kSlots + 8 * 4);
+  static constexpr int kAvailable = 227 * 1024 - 1024 - kBarriers - kSlots * End::kParameterBytes;
+  static constexpr int kEach = 8 * End::kBufferBytes;  // a buffer of every multiplying warp
+  // As many buffers as divide the parts of a tile and leave room for five stages (seven small ones), or, where nothing
+  // hides a tile's end, for three.
+  static constexpr int kLeast = !kAlternate ? 3 : kStageBytes >= 32768 ? 5 : 7, kParts = kBlocks * End::kParts;
+  static constexpr int kRoom = (kAvailable - kLeast * kStageBytes) / kEach;
+  static constexpr int kBuffers = kRoom >= 4 && kParts % 4 == 0   ? 4
+                                  : kRoom >= 3 && kParts % 3 == 0 ? 3
+                                  : kRoom >= 2 && kParts % 2 == 0 ? 2
+                                                                  : 1;
+  static constexpr int kMost = (kAvailable - kBuffers * kEach) / kStageBytes, kStages = kMost < 7 ? kMost : 7;
+  static constexpr int kShared =
+      kStages * kStageBytes + kBuffers * kEach + kSlots * End::kParameterBytes + kBarriers + 1024;
 };
 
 template <typename In, typename Out, int kRows, int kColumns, bool kAlternate, int kCluster>
-__global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUtensorMap x_map,
-                                                    const __grid_constant__ CUtensorMap w_map, const EpilogueArgs e,
-                                                    const void* prefetch, int64_t prefetch_bytes) {
+__global__ void __launch_bounds__(384, 1)
+    GemmWgmma(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+              const __grid_constant__ EndMaps<ForFewRows(kColumns, kAlternate)> maps, const EpilogueArgs e,
+              const void* prefetch, int64_t prefetch_bytes) {
 #if FTBERT_HOPPER
-  using Sizes = WgmmaSizes<Out, kRows, kColumns, kAlternate>;
-  constexpr int kStages = Sizes::kStages;
-  constexpr bool kScaled = sizeof(In) == 1;
+  using Sizes = WgmmaSizes<In, Out, kRows, kColumns, kAlternate>;
+  using End = typename Sizes::End;
+  constexpr bool kFew = End::kFew;
+  constexpr int kStages = Sizes::kStages, kBuffers = Sizes::kBuffers, kBlocks = Sizes::kBlocks;
   constexpr int kSlice = 128 / sizeof(In);                      // values of K in a stage
-  constexpr int kBlocks = kAlternate ? kRows / 64 : 1;          // 64-row blocks of one warpgroup
   constexpr int kRowCtas = kCluster > 1 ? 2 : 1, kColumnCtas = kCluster / kRowCtas;  // of a cluster
   constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: not the diagonal one
   constexpr int kConsumers = (kAlternate ? 1 : 2) * kWriters;   // warpgroups that must leave a stage
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
-  const uint32_t staging = base + kStages * Sizes::kStageBytes;
-  const uint32_t parameters = staging + Sizes::kStaging;
-  const uint32_t full = parameters + Sizes::kParameters, empty = full + 8 * kStages;
+  const uint32_t buffers = base + kStages * Sizes::kStageBytes;
+  const uint32_t parameters = buffers + kBuffers * Sizes::kEach;
+  const uint32_t full = parameters + Sizes::kSlots * End::kParameterBytes, empty = full + 8 * kStages;
+  const uint32_t slot_full = empty + 8 * kStages, slot_empty = slot_full + 8 * Sizes::kSlots;
+  const bool fetches = !kFew && e.residual != nullptr;
+  const CUtensorMap *out_map = nullptr, *residual_map = nullptr;
+  if constexpr (!kFew) out_map = &maps.out, residual_map = &maps.residual;
+  const uint32_t residuals = slot_empty + 8 * Sizes::kSlots;
   const int warpgroup = threadIdx.x / 128;
   const uint32_t rank = kCluster > 1 ? ClusterRank() : 0;
   const uint32_t row_rank = rank % kRowCtas, column_rank = rank / kRowCtas;
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);
     PrefetchMap(&w_map);
+    if constexpr (!kFew) {
+      PrefetchMap(&maps.out);
+      if (fetches) PrefetchMap(&maps.residual);
+    }
     for (int s = 0; s < kStages; ++s) {
       BarrierInit(full + 8 * s, 1);
       BarrierInit(empty + 8 * s, kConsumers);
     }
+    for (int s = 0; s < Sizes::kSlots; ++s) {
+      BarrierInit(slot_full + 8 * s, 32);
+      BarrierInit(slot_empty + 8 * s, kAlternate ? 4 : 8);
+    }
+    for (int i = 0; i < 8 * kBuffers && fetches; ++i) BarrierInit(residuals + 8 * i, 1);
     BarrierInitFence();
   }
   if (kCluster > 1) {
@@ -69,11 +94,14 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
   LetNextKernelStart();
 
   const int columns = CeilDiv(CeilDiv(e.n, kColumns), kColumnCtas);
-  const int tiles = columns * CeilDiv(CeilDiv(e.m, kRows), kRowCtas);
+  const int row_tiles = CeilDiv(CeilDiv(e.m, kRows), kRowCtas), tiles = columns * row_tiles;
   const auto column_of = [&](int tile) {
     return (tile % columns * kColumnCtas + static_cast<int>(column_rank)) * kColumns;
   };
-  const auto row_of = [&](int tile) { return (tile / columns * kRowCtas + static_cast<int>(row_rank)) * kRows; };
+  const auto row_of = [&](int tile) {
+    const int at = e.reversed ? row_tiles - 1 - tile / columns : tile / columns;
+    return (at * kRowCtas + static_cast<int>(row_rank)) * kRows;
+  };
   const int slices = CeilDiv(e.k, kSlice);
   const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
 
@@ -122,7 +150,18 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
           }
         }
       }
-    } else if (threadIdx.x == 32 && prefetch_bytes > 0) {
+    } else if (threadIdx.x / 32 == 1) {
+      int count = 0;
+      for (int tile = first; tile < tiles; tile += stride, ++count) {
+        const int slot = count % Sizes::kSlots;
+        const uint32_t at = parameters + slot * End::kParameterBytes;
+        BarrierWait(slot_empty + 8 * slot, (count / Sizes::kSlots & 1) ^ 1);
+        BringColumns<End>(at, e, column_of(tile), threadIdx.x % 32);
+        if (count == 0) WaitForPreviousKernel();
+        BringRows<End>(at, e, row_of(tile), threadIdx.x % 32);
+        BarrierArrive(slot_full + 8 * slot);
+      }
+    } else if (threadIdx.x == 64 && prefetch_bytes > 0) {
       const int64_t share = (prefetch_bytes / 16 + gridDim.x - 1) / gridDim.x * 16, from = blockIdx.x * share;
       const int64_t left = prefetch_bytes - from;
       if (left > 0) {
@@ -131,11 +170,15 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
     }
   } else {
     TakeRegisters<232>();
-    WaitForPreviousKernel();  // row scales are read below
+    WaitForPreviousKernel();  // what is written may still be read there
     const int mine = warpgroup - 1;
     const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
-    const uint32_t my_staging = staging + (mine * 4 + warp) * 16 * Sizes::kPitch;
-    const uint32_t my_parameters = parameters + mine * 2 * kColumns * 4;
+    const int row_in_tile = (kAlternate ? 0 : mine * kBlocks * 64) + warp * 16;
+    const WarpBuffers<End::kRowBytes> w{buffers + (mine * 4 + warp) * kBuffers * End::kBufferBytes,
+                                        residuals + (mine * 4 + warp) * kBuffers * 8,
+                                        out_map,
+                                        residual_map,
+                                        lane};
     // Tells every CTA that writes into this stage, itself among them.
     const auto leave = [&](int stage) {
       const uint32_t to = threadIdx.x % 128;
@@ -147,41 +190,29 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
       }
     };
     int slice_count = 0;  // slices of all tiles so far: names the stage and its parity
-    int turn = 0;
+    int count = 0, uses = 0;
     if (kAlternate && mine == 1) NamedBarrierArrive(1, 256);  // the first turn is warpgroup 0's
-    for (int tile = first; tile < tiles; tile += stride, turn ^= 1) {
-      if (kAlternate && turn != mine) {
+    for (int tile = first; tile < tiles; tile += stride, ++count) {
+      if (kAlternate && (count & 1) != mine) {
         slice_count += slices;
         continue;
       }
-      const int column = column_of(tile), row0 = row_of(tile) + (kAlternate ? 0 : mine * 64) + warp * 16;
-      constexpr int kEach = (kColumns + 127) / 128;  // columns of a thread
-      float bias[kEach], w_scale[kEach];
+      const int column = column_of(tile), row = row_of(tile) + row_in_tile;
+      if (fetches && lane == 0) {
+        WaitStoresRead<0>();
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        const int n = i * 128 + threadIdx.x % 128;
-        const bool valid = n < kColumns && column + n < e.n;
-        bias[i] = valid ? __ldg(e.bias + column + n) : 0.f;
-        if (kScaled) w_scale[i] = valid ? __ldg(e.w_scale + column + n) : 0.f;
-      }
-      FragmentScales scales[kBlocks];
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        scales[block].bias = my_parameters;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int row = row0 + block * 64 + lane / 4 + 8 * h;
-          if (kScaled) scales[block].x[h] = RowScaleOf(e.x_scale, row, e.m);
-          if (sizeof(Out) == 1) scales[block].inverse_out[h] = 1.f / RowScaleOf(e.out_scale, row, e.m);
+        for (int i = 0; i < kBuffers; ++i) {
+          w.BringResidual(i, row + i / End::kParts * 64, column + i % End::kParts * End::kColumns);
         }
       }
+      __syncwarp();
       float acc[kBlocks][kColumns / 2];
       if (kAlternate) NamedBarrierSync(1 + mine, 256);
       int previous = -1;
       for (int slice = 0; slice < slices; ++slice, ++slice_count) {
         const int stage = slice_count % kStages;
         BarrierWait(full + 8 * stage, slice_count / kStages & 1);
-        const uint32_t x_tile = base + stage * Sizes::kStageBytes + (kAlternate ? 0 : mine * 64 * 128);
+        const uint32_t x_tile = base + stage * Sizes::kStageBytes + (kAlternate ? 0 : mine * kBlocks * 64 * 128);
         const uint64_t w_tile = TileDescriptor(base + stage * Sizes::kStageBytes + kRows * 128);
         WgmmaFence();
 #pragma unroll
@@ -202,22 +233,24 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
       WgmmaWait<0>();
       leave(previous);
 
-      NamedBarrierSync(3 + mine, 128);  // no warp still reads those of the tile before
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        const int n = i * 128 + threadIdx.x % 128;
-        if (n >= kColumns) continue;
-        StoreShared(my_parameters + n * 4, bias[i]);
-        if (kScaled) StoreShared(my_parameters + (kColumns + n) * 4, w_scale[i]);
+      const bool last = tile + (kAlternate ? 2 : 1) * stride >= tiles;
+      const int slot = count % Sizes::kSlots;
+      const uint32_t at = parameters + slot * End::kParameterBytes;
+      BarrierWait(slot_full + 8 * slot, count / Sizes::kSlots & 1);
+      if (sizeof(Out) == 2 && e.residual != nullptr) {  // which no activation goes before
+        FinishTile<End, Act::kNone, sizeof(Out) == 2, kBlocks, kBuffers>(acc, at, row_in_tile, row, column, uses, last,
+                                                                         e, w);
+      } else {
+        WithAct(e.act, [&](auto act) {
+          FinishTile<End, decltype(act)::value, false, kBlocks, kBuffers>(acc, at, row_in_tile, row, column, uses, last,
+                                                                          e, w);
+        });
       }
-      NamedBarrierSync(3 + mine, 128);
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        FinishFragmentBy<kScaled, kColumns>(e.act, acc[block], scales[block], lane);
-        StoreBlock<Out, kColumns, Sizes::kPitch>(acc[block], e, scales[block], my_staging, row0 + block * 64, column,
-                                                 lane);
-      }
+      uses += Sizes::kParts / kBuffers;
+      __syncwarp();
+      if (lane == 0) BarrierArrive(slot_empty + 8 * slot);
     }
+    if (lane == 0) WaitStoresRead<0>();
   }
   if (kCluster > 1) {  // a CTA that ended could not take its neighbour's arrivals
     __syncwarp();
@@ -230,7 +263,7 @@ __global__ void __launch_bounds__(384, 1) GemmWgmma(const __grid_constant__ CUte
 template <typename In, typename Out, int kVariant>
 cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaStream_t stream) {
   constexpr WgmmaTile kTile = kWgmmaTiles[kVariant];
-  using Sizes = WgmmaSizes<Out, kTile.rows, kTile.columns, kTile.alternate>;
+  using Sizes = WgmmaSizes<In, Out, kTile.rows, kTile.columns, kTile.alternate>;
   static_assert(Sizes::kStages >= 3, "too little shared memory for this tile");
   const auto kernel = GemmWgmma<In, Out, kTile.rows, kTile.columns, kTile.alternate, kTile.cluster>;
   static std::atomic<uint64_t> allowed{0};
@@ -238,8 +271,16 @@ cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaS
   if (refused != cudaSuccess) return refused;
   constexpr int kRowCtas = kTile.cluster > 1 ? 2 : 1, kColumnCtas = kTile.cluster / kRowCtas;
   CUtensorMap x_map, w_map;
+  EndMaps<Sizes::End::kFew> maps;
   cudaError_t error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTile.rows / kColumnCtas);
   if (error == cudaSuccess) error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kTile.columns / kRowCtas);
+  if constexpr (!Sizes::End::kFew) {
+    const auto map_end = [&](CUtensorMap* map, const void* data) {
+      return MakeTensorMap(map, g.out_type, data, g.m, g.n, g.ldo, 16, Sizes::End::kRowBytes);
+    };
+    if (error == cudaSuccess) error = map_end(&maps.out, g.out);
+    if (error == cudaSuccess) error = map_end(&maps.residual, g.residual != nullptr ? g.residual : g.out);
+  }
   if (error != cudaSuccess) return error;
   const int tiles = ClusterTiles(kTile, g), most = ClustersAtOnce(machine, kTile);
   if (most == 0) return cudaErrorNotSupported;
@@ -250,7 +291,7 @@ cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaS
   shape.stream = stream;
   shape.cluster = kTile.cluster;
   shape.dependent = machine.dependent_launch;
-  return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), g.prefetch, g.prefetch_bytes);
+  return Launch(shape, kernel, x_map, w_map, maps, MakeEpilogueArgs(g), g.prefetch, g.prefetch_bytes);
 }
 
 template <typename In, typename Out>

@@ -8,7 +8,7 @@ cudaError_t RunWgmmaHalf(const Machine& machine, int variant, const Gemm& gemm, 
 }
 
 cudaError_t FindQuads(int* quads) {
-  using Sizes = WgmmaSizes<Half, 128, 128, true>;
+  using Sizes = WgmmaSizes<Half, Half, 128, 128, true>;
   const auto kernel = GemmWgmma<Half, Half, 128, 128, true, 4>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sizes::kShared);
   if (error != cudaSuccess) return error;

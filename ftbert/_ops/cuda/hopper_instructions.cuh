@@ -38,6 +38,14 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+// The same, and what other CTAs of the cluster sent with it is there.
+__device__ __forceinline__ void BarrierWaitCluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nwait:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\nbra wait;\nfinished:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
 __device__ __forceinline__ void NamedBarrierSync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -64,6 +72,15 @@ __device__ __forceinline__ void StoreRemote4(uint32_t address, uint32_t rank, co
       : "memory");
 }
 
+// The same of eight bytes that CTA `rank`'s `barrier` expects. Only in a launch with clusters.
+__device__ __forceinline__ void SendRemote2(uint32_t address, uint32_t rank, const float2& v, uint32_t barrier) {
+  asm volatile(
+      "{.reg .b32 remote, there; mapa.shared::cluster.u32 remote, %0, %2; mapa.shared::cluster.u32 there, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [remote], {%3,%4}, [there];}" ::"r"(address),
+      "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y)
+      : "memory");
+}
+
 // ---- Copy engine --------------------------------------------------------------------------------------------------
 // A box of `map` at column x, row y; what lies outside the matrix arrives as zeros and counts as bytes all the same.
 __device__ __forceinline__ void LoadTile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {
@@ -80,6 +97,21 @@ __device__ __forceinline__ void LoadTileMulticast(uint32_t to, const CUtensorMap
       " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
       "l"(map), "r"(barrier), "r"(x), "r"(y), "h"(ranks)
       : "memory");
+}
+// From shared memory that threads have written, each before WrittenForCopyEngine, to a box of `map`; what lies outside
+// the matrix is not written. The stores that a thread has asked for between two CommitStores are a group of its own.
+__device__ __forceinline__ void WrittenForCopyEngine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void StoreTile(uint32_t from, const CUtensorMap* map, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from),
+               "r"(x), "r"(y)
+               : "memory");
+}
+__device__ __forceinline__ void CommitStores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until all but the latest kPending groups have read their shared memory. What they write is there when the kernel has
+// ended.
+template <int kPending>
+__device__ __forceinline__ void WaitStoresRead() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

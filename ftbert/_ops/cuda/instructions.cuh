@@ -53,6 +53,11 @@ __device__ __forceinline__ float FastTanh(float x) {
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));  // relative error 2^-11: half an fp16 step
   return y;
 }
+__device__ __forceinline__ __half2 FastTanh2(__half2 x) {  // within 2^-11
+  uint32_t y;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(*reinterpret_cast<const uint32_t*>(&x)));
+  return *reinterpret_cast<const __half2*>(&y);
+}
 
 // ---- Shared memory ------------------------------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
@@ -76,10 +81,14 @@ __device__ __forceinline__ void StoreShared4(uint32_t address, const float4& v) 
   asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                : "memory");
 }
-// Of what no thread writes any more: the compiler may move it.
+__device__ __forceinline__ float LoadShared1(uint32_t address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
 __device__ __forceinline__ float2 LoadShared2(uint32_t address) {
   float2 v;
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
   return v;
 }
 __device__ __forceinline__ float4 LoadShared4(uint32_t address) {

@@ -34,6 +34,7 @@ struct Norm {
   int width = 0;
   int64_t pitch = 0;
   bool summed = false;  // delta already holds states + delta
+  bool reversed = false;  // from the last rows to the first
 };
 
 struct Embedding {
@@ -61,6 +62,7 @@ struct Attention {
   int count = 0, heads = 0, head_size = 0;
   void* context = nullptr;    // (count, ld_context)
   int64_t ld_context = 0;
+  bool reversed = false;  // every token's queries: from the last to the first
   AttentionKernel kernel = AttentionKernel::kChosen;
 };
 
@@ -69,6 +71,10 @@ cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& e
 // states = norm(states + delta), one pass, in fp32; norm(delta) where summed
 cudaError_t RunAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
                        const void* delta, const Quantized& quantized, cudaStream_t stream);
+// states = norm(product + states), where `product` adds g.residual to g.out, both the states; in one kernel.
+bool GemmNormFits(const Machine& machine, const Gemm& product, const Norm& norm);
+cudaError_t RunGemmNorm(const Machine& machine, const Gemm& product, const Norm& norm, const Quantized& quantized,
+                        cudaStream_t stream);
 cudaError_t RunAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
 // attention_first.cu, attention_wgmma.cu: what RunAttention chooses from besides its own
 bool FirstAttentionFits(const Attention& attention);

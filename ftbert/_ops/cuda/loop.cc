@@ -11,10 +11,22 @@ constexpr size_t kReach = 2;
 constexpr int kReachRows = 4096;  // beyond, reading the weights is no time at all
 // From here on products add the residual, so that the norm reads one row, not two: its time is memory's, theirs is not.
 constexpr int kSumRows = 2048;
+// From here on the output projection and the norm after it are one kernel; with fewer rows too many multiprocessors
+// have nothing to do. The second product of the feed-forward part loses more by the tiles that this takes.
+constexpr int kFusedRows = 8192;
 // Up to here the last layer computes the queries of every token with the keys and values: more work, but two kernels
 // less that wait for one another.
 constexpr int kInPlaceTokens = 2048;
 constexpr int kInPlaceRows = 128;
+// From here on each kernel over all tokens takes them the other way round than the one before: what was written last is
+// still in L2.
+constexpr int kTurnTokens = 4096;
+
+bool Turn(CudaWorkspace* w, const Rows* rows) {
+  if (rows != &w->all || w->all.count <= kTurnTokens) return false;
+  w->reversed = !w->reversed;
+  return w->reversed;
+}
 
 }  // namespace
 
@@ -72,12 +84,21 @@ void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const ch
   g.out = rows->delta;
   g.ldo = pitch_;
   Norm n = NormOf(static_cast<const CudaNorm&>(norm));
+  Gemm whole = g;
+  whole.out = rows->states;
+  whole.residual = rows->states;
+  if (rows->count >= kFusedRows && g.k <= g.n && GemmNormFits(machine_, whole, n)) {
+    whole.reversed = Turn(w, rows);
+    return Check(w, RunGemmNorm(machine_, whole, n, rows->quantized, w->stream), doing);
+  }
   const bool gathers = rows == &w->first && w->first_in_place;
   w->first_in_place = w->first_in_place && !gathers;
   n.summed = gathers || (machine_.hopper && element_ != Element::kFloat && rows->count >= kSumRows);
   if (n.summed) g.residual = gathers ? w->all.states : rows->states;
   if (gathers) g.residual_rows = w->row_ranges;
+  g.reversed = Turn(w, rows);
   Multiply(w, g, doing);
+  n.reversed = Turn(w, rows);
   Check(w, RunAddNorm(machine_, element_, n, rows->count, rows->states, rows->delta, rows->quantized, w->stream),
         "normalizing");
 }
@@ -85,6 +106,7 @@ void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const ch
 void CudaBackend::MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm g, const char* doing) {
   g.m = rows->count;
   g.ldx = pitch_;
+  g.reversed = Turn(w, rows);
   if (weight.element == Element::kFloat8) {
     g.x = rows->quantized.values;
     g.x_scale.values = rows->quantized.scale;
@@ -97,6 +119,7 @@ void CudaBackend::MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear&
 void CudaBackend::Embed(Workspace* workspace, const EmbeddingTables& tables, const NormParameters& norm) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
   const auto& t = static_cast<const CudaEmbeddings&>(tables);
+  w->reversed = false;
   Embedding e;
   e.words = t.words.data();
   e.positions = t.positions.data();
@@ -157,6 +180,7 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
   a.head_size = config_.hidden_size / config_.num_heads;
   a.context = every ? w->all.context : w->first.context;
   a.ld_context = pitch_;
+  a.reversed = every && Turn(w, &w->all);
   Check(w, RunAttention(machine_, element_, a, w->stream), "attending");
 }
 
@@ -190,12 +214,13 @@ void CudaBackend::FeedForward(Workspace* workspace, Span span, Slot, const Packe
   Rows* rows = span == Span::kAllTokens ? &w->all : &w->first;
   const auto& up = static_cast<const CudaLinear&>(up_weight);
   const auto& down = static_cast<const CudaLinear&>(down_weight);
-  // fp8: the activations' scale is known before they are, from what a row of this length can give at most.
+  // fp8: the activations' scale is known before they are, from what a row of this length can give at most. Not less
+  // than Gemm::out_scale's least.
   RowScale scale;
   if (down.element == Element::kFloat8) {
     scale.values = rows->quantized.norm;
     scale.gain = up.longest / kFloat8Max;
-    scale.offset = (up.largest_bias + 1e-6f) / kFloat8Max;
+    scale.offset = (up.largest_bias + 0.02f) / kFloat8Max;
   }
   Gemm g = Product(up, 0, 1);
   g.act = ActOf(config_.activation);

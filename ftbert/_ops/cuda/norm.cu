@@ -170,7 +170,8 @@ template <typename T, int kPieces, bool kFew>
 __global__ void __launch_bounds__(kWarps * 32)
     AddNormWarpPerRow(const Norm n, int rows, T* states, const T* delta, const Quantized quantized) {
   const int lane = threadIdx.x % 32;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int64_t block = n.reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const int64_t row = block * kWarps + threadIdx.x / 32;
   LetNextKernelStart();
   if constexpr (kPieces > 0) {
     Parameters<kPieces> parameters;

@@ -112,6 +112,16 @@ void BarrierArrive(uint32_t barrier, uint32_t rank, uint32_t expected_bytes) {
   CompletePhase(b);
 }
 
+void Sent(uint32_t barrier, uint32_t rank, int bytes) {
+  if (rank >= ctas.size()) return Fault("sent to CTA %u of a cluster of %zu", rank, ctas.size());
+  CopyBarrier* const b = FindBarrier(ctas[rank].get(), barrier);
+  if (b == nullptr) return;
+  b->gathered.Add(running->known, running->who, running->clock);
+  running->clock = ++now;
+  b->bytes -= bytes;
+  CompletePhase(b);
+}
+
 void BarrierWait(uint32_t barrier, uint32_t parity) {
   CopyBarrier* const b = FindBarrier(running->cta, barrier);
   if (b == nullptr) return;
@@ -121,12 +131,21 @@ void BarrierWait(uint32_t barrier, uint32_t parity) {
   running->known = Join(running->known, b->released);
 }
 
+namespace {
+// Where 16 bytes of a box lie.
+uint32_t Swizzled(const CUtensorMap& map, uint32_t begin, int row, int piece) {
+  const uint32_t at = begin + row * map.box_bytes + piece * 16;
+  return at ^ (at >> 7 & map.swizzle) << 4;
+}
+bool Aligned(const CUtensorMap& map, uint32_t box) { return box % 128 == 0 && box % ((map.swizzle + 1) * 128) == 0; }
+}  // namespace
+
 void LoadTile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int x, int y, uint32_t ranks) {
-  if (to % 128 != 0) Fault("a tile is copied to %u, which the swizzle's rows do not begin at", to);
+  if (!Aligned(map, to)) Fault("a tile is copied to %u, where its swizzle does not begin", to);
   if (ranks == 0 || ranks >> ctas.size() != 0) return Fault("a tile is copied to CTAs %x of %zu", ranks, ctas.size());
   const int begin = std::max(y, 0), end = static_cast<int>(std::min<int64_t>(map.rows, y + map.box_rows));
   const int64_t column = static_cast<int64_t>(x) * map.value_bytes;
-  const int64_t width = std::min<int64_t>(128, map.row_bytes - column);
+  const int64_t width = std::min<int64_t>(map.box_bytes, map.row_bytes - column);
   for (int row = begin; row < end && width > 0 && column >= 0; ++row) {
     AccessDevice(map.data + row * map.pitch + column, width, false);
   }
@@ -139,7 +158,7 @@ void LoadTile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int x, int 
     const Clock clock = ++now;
     // Ordered as the thread that asks for it, but not known to be there before the barrier says so. All accesses of the
     // thread's own to this place count as well: it may not read what it has asked for.
-    AccessShared(cta, to, map.box_rows * 128, true, b->agent, clock,
+    AccessShared(cta, to, map.box_rows * map.box_bytes, true, b->agent, clock,
                  Learn(running->known, running->who, running->clock));
     cta->visits[b->agent] = clock;
     const Landing landing{cta, to, barrier, clock, &map, x, y};
@@ -154,9 +173,9 @@ void LoadTile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int x, int 
 void Land(const Landing& l) {
   for (int r = 0; r < l.map->box_rows; ++r) {
     const int64_t row = l.y + r;
-    for (int piece = 0; piece < 8; ++piece) {
-      const uint32_t at = l.to + r * 128 + piece * 16, swizzled = at ^ (at >> 3 & 0x70);
-      if (at + 16 > kSharedSpan) return;
+    for (int piece = 0; piece < l.map->box_bytes / 16; ++piece) {
+      const uint32_t swizzled = Swizzled(*l.map, l.to, r, piece);
+      if (swizzled + 16 > kSharedSpan) return;
       for (int i = 0; i < 16; ++i) {
         const int64_t column = static_cast<int64_t>(l.x) * l.map->value_bytes + piece * 16 + i;
         const bool inside = row >= 0 && row < l.map->rows && column >= 0 && column < l.map->row_bytes;
@@ -166,8 +185,44 @@ void Land(const Landing& l) {
   }
   CopyBarrier& b = l.cta->barriers[l.barrier];
   b.gathered.Add(nullptr, b.agent, l.clock);
-  b.bytes -= l.map->box_rows * 128;
+  b.bytes -= l.map->box_rows * l.map->box_bytes;
   CompletePhase(&b);
+}
+
+// ---- Stores of the copy engine ------------------------------------------------------------------------------------
+void WrittenForCopyEngine() { running->fenced_at = running->clock = ++now; }
+
+void StoreTile(uint32_t from, const CUtensorMap& map, int x, int y) {
+  const int bytes = map.box_rows * map.box_bytes;
+  if (!Aligned(map, from)) Fault("a tile is stored from %u, where its swizzle does not begin", from);
+  const Clock clock = ++now;
+  const Known known = Learn(running->known, running->who, running->clock);
+  if (!AccessShared(running->cta, from, bytes, false, running->store_agent, clock, known)) return;
+  if (!WrittenForEngine(running->cta, from, bytes)) {
+    Fault("the copy engine stores what was written without WrittenForCopyEngine");
+  }
+  running->stores.push_back(PendingStore{running->store_group, clock});
+  for (int r = 0; r < map.box_rows; ++r) {
+    const int64_t row = static_cast<int64_t>(y) + r;
+    for (int piece = 0; piece < map.box_bytes / 16 && row >= 0 && row < map.rows; ++piece) {
+      const int64_t column = static_cast<int64_t>(x) * map.value_bytes + piece * 16;
+      const int64_t width = std::min<int64_t>(16, map.row_bytes - column);
+      if (column < 0 || width <= 0) continue;
+      uint8_t* const to = map.data + row * map.pitch + column;
+      if (!AccessDevice(to, width, true)) continue;
+      std::memcpy(to, SharedMemory(running->cta, Swizzled(map, from, r, piece)), width);
+    }
+  }
+}
+
+void CommitStores() { ++running->store_group; }
+
+void WaitStores(int pending) {
+  std::vector<PendingStore>& stores = running->stores;
+  while (!stores.empty() && stores.front().group + pending < running->store_group) {
+    running->known = Learn(running->known, running->store_agent, stores.front().clock);
+    stores.erase(stores.begin());
+  }
 }
 
 }  // namespace emulation

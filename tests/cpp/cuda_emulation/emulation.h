@@ -7,13 +7,15 @@
 //   - within what was allocated, and written before it is read;
 //   - ordered against other threads' accesses to the same byte by barriers, mbarriers, __syncwarp or cluster barriers
 //     (vector clocks: what is unordered is found whatever the order of this run). Shuffles and votes order no memory.
-//     The copy engine and each warpgroup's wgmma are agents of their own, ordered by mbarriers and by WgmmaWait;
+//     The copy engine and each warpgroup's wgmma are agents of their own, ordered by mbarriers, by WgmmaWait and, where
+//     the engine reads shared memory, by the wait for its stores. What it reads must be written before the writer's
+//     WrittenForCopyEngine;
 //   - device memory that a kernel before may have written, only after WaitForPreviousKernel (constants: Constant).
 // Besides: mbarrier counts, named barriers' thread counts, collective instructions that a part of a warp or warpgroup
 // does not take, accumulators touched before WgmmaWait, a CTA that ends before its peers are through with its memory,
 // alignment, and kernels that hang.
 //
-// Not modelled: time, the order of proxies (fence.proxy), registers and their number, caches, two kernels at once.
+// Not modelled: time, the order of proxies elsewhere, registers and their number, caches, two kernels at once.
 #ifndef FTBERT_TESTS_CUDA_EMULATION_EMULATION_H_
 #define FTBERT_TESTS_CUDA_EMULATION_EMULATION_H_
 
@@ -51,12 +53,17 @@ void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
 
 void BarrierInit(uint32_t barrier, int arrivals);
 void BarrierArrive(uint32_t barrier, uint32_t rank, uint32_t expected_bytes);
+void Sent(uint32_t barrier, uint32_t rank, int bytes);  // bytes that the running thread wrote, expected there
 void BarrierWait(uint32_t barrier, uint32_t parity);
 void NamedBarrier(int id, int threads, bool waits);
 uint32_t ClusterRank();
 void ClusterArrive();
 void ClusterWait();
 void LoadTile(uint32_t to, const CUtensorMap& map, uint32_t barrier, int x, int y, uint32_t ranks);
+void WrittenForCopyEngine();
+void StoreTile(uint32_t from, const CUtensorMap& map, int x, int y);
+void CommitStores();
+void WaitStores(int pending);
 void Prefetch(const void* memory, uint32_t bytes);
 void WgmmaFence();
 void WgmmaCommit();

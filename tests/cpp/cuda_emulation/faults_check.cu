@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda/hopper.cuh"
+#include "cuda/tensor_map.h"
 #include "cuda_matrix.cuh"
 #include "emulation.h"
 
@@ -25,13 +26,17 @@ enum class Planted {
   kHalfBarrier,          // a named barrier that half of its threads leave out
   kOtherNotBegun,        // a write into a CTA of the cluster that may not have begun
   kOtherEnded,           // and into one that may have ended
+  kStoredUnordered,      // the copy engine stores what another lane has written, without __syncwarp
+  kStoredUnfenced,       // and without that lane's WrittenForCopyEngine
+  kOverwritten,          // what it stores is written again before it is waited for
 };
 constexpr Planted kAll[] = {Planted::kNone,           Planted::kUnorderedInWarp,   Planted::kUnorderedInCta,
                             Planted::kReadUnwritten,  Planted::kSharedOutOfBounds, Planted::kDeviceOutOfBounds,
                             Planted::kBeforePrevious, Planted::kNoWait,            Planted::kUnfinishedCopy,
-                            Planted::kHalfBarrier,    Planted::kOtherNotBegun,     Planted::kOtherEnded};
+                            Planted::kHalfBarrier,    Planted::kOtherNotBegun,     Planted::kOtherEnded,
+                            Planted::kStoredUnordered, Planted::kStoredUnfenced,   Planted::kOverwritten};
 
-__global__ void Faulty(Planted planted, const float* in, float* out) {
+__global__ void Faulty(Planted planted, const float* in, float* out, const CUtensorMap map) {
   const uint32_t base = SharedAddress(DynamicShared()), mine = base + 4 * threadIdx.x;
   const auto is = [&](Planted one) { return planted == one; };
   if (is(Planted::kBeforePrevious)) out[threadIdx.x] = in[threadIdx.x];
@@ -41,7 +46,7 @@ __global__ void Faulty(Planted planted, const float* in, float* out) {
   float sum = LoadShared2(base + 8 * (threadIdx.x / 32 * 16 + (threadIdx.x + 1) % 16)).x;
   if (!is(Planted::kUnorderedInCta)) __syncthreads();
   sum += LoadShared2(base + 8 * ((threadIdx.x + 16) % 32)).x;
-  if (is(Planted::kSharedOutOfBounds)) sum += LoadShared2(base + 4096 + 8 * threadIdx.x).x;
+  if (is(Planted::kSharedOutOfBounds)) sum += LoadShared2(base + 6144 + 8 * threadIdx.x).x;
   if (is(Planted::kDeviceOutOfBounds)) sum += in[64 + threadIdx.x];
   __syncthreads();
   const uint32_t copied = base + 1024 + 16 * threadIdx.x;
@@ -62,7 +67,21 @@ __global__ void Faulty(Planted planted, const float* in, float* out) {
     ClusterWait();
     sum = LoadShared4(sent).x;
   }
-  if (blockIdx.x == 0) out[threadIdx.x] = sum;
+  if (blockIdx.x != 0) return;
+  out[threadIdx.x] = sum;
+  if (threadIdx.x >= 32) return;
+  const uint32_t stored = (base + 4096) / 1024 * 1024, piece = stored + 16 * threadIdx.x;
+  StoreShared4(piece, make_float4(sum, sum, sum, sum));
+  if (!is(Planted::kStoredUnfenced) || threadIdx.x != 7) WrittenForCopyEngine();
+  if (!is(Planted::kStoredUnordered)) __syncwarp();
+  if (threadIdx.x == 0) {
+    StoreTile(stored, &map, 0, 0);
+    CommitStores();
+    if (!is(Planted::kOverwritten)) WaitStoresRead<0>();
+  }
+  __syncwarp();
+  StoreShared4(piece, make_float4(0.f, 0.f, 0.f, 0.f));
+  if (threadIdx.x == 0) WaitStoresRead<0>();
 }
 
 }  // namespace
@@ -71,16 +90,19 @@ int main() {
   int wrong = 0;
   for (const Planted planted : kAll) {
     Matrix in(Element::kFloat, 1, 64), out(Element::kFloat, 1, 64);
+    Matrix box(Element::kHalf, 32, 64);
     in.Random(1.f);
+    CUtensorMap map;
+    CHECK_CUDA(MakeTensorMap(&map, Element::kHalf, box.device, 32, 64, 64, 4));
     LaunchShape shape;
     shape.grid = dim3(2);
     shape.cluster = 2;
     shape.block = dim3(64);
-    shape.shared = 4096;
+    shape.shared = 6144;
     shape.dependent = true;
     const long before = emulation::Faults();
     const cudaError_t launched = Launch(shape, Faulty, planted, static_cast<const float*>(in.device),
-                                        static_cast<float*>(out.device));
+                                        static_cast<float*>(out.device), map);
     const bool found = cudaDeviceSynchronize() != cudaSuccess || launched != cudaSuccess;
     std::printf("planted %d: %ld faults\n", static_cast<int>(planted), emulation::Faults() - before);
     if (found != (planted != Planted::kNone)) {

@@ -82,7 +82,7 @@ struct NamedState {
 constexpr uint32_t kSharedSpan = 1 << 18;      // addresses of a CTA's shared memory
 constexpr uint32_t kDynamicStart = 1024 + 16;  // as badly aligned as the programming model allows
 constexpr int kStaticStart = 64;
-constexpr int kMostBarriers = 48;              // mbarriers of a CTA
+constexpr int kMostBarriers = 64;              // mbarriers of a CTA
 
 struct Cta {
   uint3 index;
@@ -105,6 +105,10 @@ struct Accumulator {  // of a product under way: what the thread sees of it is N
 struct Operand {  // registers that a product under way reads
   const uint32_t* place;
   uint64_t group;
+};
+struct PendingStore {  // of the copy engine: when it reads shared memory is open until it is waited for
+  uint64_t group;
+  Clock clock;
 };
 struct PendingCopy {
   uint32_t to;
@@ -131,6 +135,10 @@ struct Fiber {
   uint64_t cluster_phase = 0;
   std::vector<PendingCopy> copies;
   uint64_t copy_group = 0;
+  uint32_t store_agent = 0;
+  std::vector<PendingStore> stores;
+  uint64_t store_group = 0;
+  Clock fenced_at = 0;  // all it wrote before is there for the copy engine
   std::vector<Accumulator> accumulators;
   std::vector<Operand> operands;
   std::vector<std::pair<uint64_t, Clock>> product_clocks;  // group and clock
@@ -167,11 +175,14 @@ void Block(const uint64_t* at, uint64_t value, bool parity, const char* doing);
 bool Meet(Meeting* meeting, const char* what, bool ordered);
 void Part(Meeting* meeting);
 void Land(const Landing& landing);
+Clock FencedAt(uint32_t who);  // of a thread
 void ResetCluster();
 
 // ---- Memory -------------------------------------------------------------------------------------------------------
 // One access of thread or agent `who`, which knows `known`. Reports what is wrong with it; false: out of bounds.
 bool AccessShared(Cta* cta, uint32_t address, int bytes, bool write, uint32_t who, Clock clock, const Known& known);
+// Whether what threads wrote last to these bytes lies before their latest WrittenForCopyEngine.
+bool WrittenForEngine(const Cta* cta, uint32_t address, int bytes);
 bool AccessDevice(const void* memory, int64_t bytes, bool write);
 uint8_t* SharedMemory(const Cta* cta, uint32_t address);
 void MapMemory();

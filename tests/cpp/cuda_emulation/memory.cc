@@ -64,7 +64,10 @@ void Complain(const char* place, uint64_t at, const char* problem, uint32_t who,
   const auto name = [&](uint32_t one) {
     const uint32_t thread = one % launched.threads, cta = one / launched.threads;
     if (one < all) return "thread " + std::to_string(thread) + " of CTA " + std::to_string(cta);
-    return std::string(one < all + launched.cluster * kMostBarriers ? "the copy engine" : "a warpgroup's product");
+    const uint32_t stores = launched.previous - launched.cluster * ((launched.threads + 31) / 32);
+    return std::string(one >= stores                                    ? "a store of the copy engine"
+                       : one < all + launched.cluster * kMostBarriers ? "the copy engine"
+                                                                      : "a warpgroup's product");
   };
   Fault("%s memory, access at %llu: %s; by %s; last written by %s, read by %s", place,
         static_cast<unsigned long long>(at), problem, name(who).c_str(),
@@ -123,6 +126,15 @@ bool AccessShared(Cta* cta, uint32_t address, int bytes, bool write, uint32_t wh
   }
   Cell* const cells = shared_cells + (cta->rank * kSharedSpan + address) / 2;
   AccessCells(cells, bytes / 2, write, true, who, clock, known, "shared", address);
+  return true;
+}
+
+bool WrittenForEngine(const Cta* cta, uint32_t address, int bytes) {
+  const Cell* const cells = shared_cells + (cta->rank * kSharedSpan + address) / 2;
+  const uint32_t threads = launched.threads * launched.cluster;
+  for (int i = 0; i < bytes / 2; ++i) {
+    if (cells[i].writer < threads && cells[i].write >= FencedAt(cells[i].writer)) return false;
+  }
   return true;
 }
 
@@ -353,16 +365,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 namespace {
 CUresult EncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* data, const cuuint64_t* sizes,
                      const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t*, CUtensorMapInterleave,
-                     CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+                     CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const int bytes = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : 2;
+  const bool swizzled = swizzle != CU_TENSOR_MAP_SWIZZLE_NONE;
+  const uint32_t box_bytes = box[0] * bytes;
   if (rank != 2 || reinterpret_cast<uintptr_t>(data) % 16 != 0 || strides[0] % 16 != 0 ||
-      strides[0] < sizes[0] * bytes || box[0] * bytes != 128 || box[1] < 1 || box[1] > 256 || sizes[0] == 0 ||
-      sizes[1] == 0) {
+      strides[0] < sizes[0] * bytes || box_bytes % 16 != 0 || (swizzled && box_bytes != 16u << swizzle) || box[1] < 1 ||
+      box[1] > 256 || sizes[0] == 0 || sizes[1] == 0) {
     return CUDA_ERROR_INVALID_VALUE;
   }
-  *map = CUtensorMap{static_cast<const uint8_t*>(data), static_cast<int64_t>(sizes[1]),
+  *map = CUtensorMap{static_cast<uint8_t*>(data), static_cast<int64_t>(sizes[1]),
                      static_cast<int64_t>(sizes[0]) * bytes, static_cast<int64_t>(strides[0]), static_cast<int>(box[1]),
-                     bytes};
+                     static_cast<int>(box_bytes), bytes, (1 << swizzle) - 1};
   return CUDA_SUCCESS;
 }
 }  // namespace

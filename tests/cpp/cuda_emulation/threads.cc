@@ -33,6 +33,7 @@ void RunBody() {
   (*body)();
   if (!running->accumulators.empty()) Fault("a thread ends with a product under way");
   if (!running->copies.empty()) Fault("a thread ends with copies under way");
+  if (!running->stores.empty()) Fault("a thread ends with stores of the copy engine under way");
   running->done = true;
   _longjmp(scheduler, 1);
 }
@@ -67,8 +68,10 @@ void Prepare(Fiber* fiber, size_t index) {
   fiber->known.reset();
   fiber->clock = ++now;
   fiber->wait_at = nullptr;
-  fiber->copies.clear(), fiber->accumulators.clear(), fiber->operands.clear(), fiber->product_clocks.clear();
-  fiber->copy_group = fiber->product_group = 0;
+  fiber->copies.clear(), fiber->stores.clear(), fiber->accumulators.clear(), fiber->operands.clear();
+  fiber->product_clocks.clear();
+  fiber->copy_group = fiber->store_group = fiber->product_group = 0;
+  fiber->fenced_at = 0;
 }
 
 void LandOne(size_t i) {
@@ -113,6 +116,12 @@ bool RunCluster() {
   }
   return true;
 }
+
+}  // namespace
+
+Clock FencedAt(uint32_t who) { return fibers[who].fenced_at; }
+
+namespace {
 
 void CheckEnds() {
   if (!landings.empty()) Fault("a CTA ends before copies into it have landed");
@@ -306,7 +315,8 @@ cudaError_t RunGrid(const cudaLaunchConfig_t& config, const std::function<void()
   }
   const uint32_t agents = launched.threads * launched.cluster, groups = (launched.threads + 127) / 128;
   const uint32_t warpgroups = agents + launched.cluster * kMostBarriers;
-  launched.previous = warpgroups + launched.cluster * groups;
+  const uint32_t stores = warpgroups + launched.cluster * groups, warps = (launched.threads + 31) / 32;
+  launched.previous = stores + launched.cluster * warps;
   launched.begin = ++now;
   blockDim = block, gridDim = grid;
   body = &thread;
@@ -338,6 +348,7 @@ cudaError_t RunGrid(const cudaLaunchConfig_t& config, const std::function<void()
         fiber.thread = uint3{static_cast<unsigned>(i), 0, 0};
         fiber.who = static_cast<uint32_t>(index);
         fiber.cta = &cta, fiber.warp = &cta.warps[i / 32], fiber.group = &cta.groups[i / 128], fiber.lane = i % 32;
+        fiber.store_agent = stores + rank * warps + i / 32;
       }
     }
     if (RunCluster()) {

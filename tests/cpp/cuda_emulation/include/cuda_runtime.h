@@ -57,6 +57,14 @@ __half __float2half(float x);
 inline __half __float2half_rn(float x) { return __float2half(x); }
 inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half(x), __float2half(y)}; }
+inline __half2 __float2half2_rn(float x) { return {__float2half(x), __float2half(x)}; }
+inline __half2 __hmul2(__half2 a, __half2 b) {
+  return {__float2half(__half2float(a.x) * __half2float(b.x)), __float2half(__half2float(a.y) * __half2float(b.y))};
+}
+inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+  return {__float2half(std::fmaf(__half2float(a.x), __half2float(b.x), __half2float(c.x))),
+          __float2half(std::fmaf(__half2float(a.y), __half2float(b.y), __half2float(c.y)))};
+}
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
 inline float __bfloat162float(__nv_bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
@@ -72,6 +80,10 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.
 enum { __NV_SATFINITE = 1, __NV_E4M3 = 0 };
 inline uint16_t __nv_cvt_float2_to_fp8x2(float2 v, int, int) {
   return static_cast<uint16_t>(FloatToFloat8(v.x) | FloatToFloat8(v.y) << 8);
+}
+using __half2_raw = __half2;
+inline uint16_t __nv_cvt_halfraw2_to_fp8x2(__half2_raw v, int, int) {
+  return static_cast<uint16_t>(FloatToFloat8(__half2float(v.x)) | FloatToFloat8(__half2float(v.y)) << 8);
 }
 inline int __float_as_int(float x) {
   int bits;
@@ -173,13 +185,16 @@ enum CUtensorMapDataType {
   CU_TENSOR_MAP_DATA_TYPE_UINT8 = 0, CU_TENSOR_MAP_DATA_TYPE_FLOAT16 = 6, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9
 };
 enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE = 0 };
-enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_128B = 3 };
+enum CUtensorMapSwizzle {
+  CU_TENSOR_MAP_SWIZZLE_NONE = 0, CU_TENSOR_MAP_SWIZZLE_32B = 1, CU_TENSOR_MAP_SWIZZLE_64B = 2,
+  CU_TENSOR_MAP_SWIZZLE_128B = 3
+};
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3 };
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
 struct alignas(64) CUtensorMap {
-  const uint8_t* data;
+  uint8_t* data;
   int64_t rows, row_bytes, pitch;  // pitch: bytes from a row to the next
-  int box_rows, value_bytes;
+  int box_rows, box_bytes, value_bytes, swizzle;  // swizzle: the bits of 128 bytes' number that 16 bytes' take
 };
 
 #endif  // FTBERT_TESTS_CUDA_EMULATION_CUDA_RUNTIME_H_

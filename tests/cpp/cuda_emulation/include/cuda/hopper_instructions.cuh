@@ -15,6 +15,7 @@ inline void BarrierExpect(uint32_t barrier, uint32_t bytes) {
 inline void BarrierArrive(uint32_t barrier) { emulation::BarrierArrive(barrier, emulation::ClusterRank(), 0); }
 inline void BarrierArriveRemote(uint32_t barrier, uint32_t rank) { emulation::BarrierArrive(barrier, rank, 0); }
 inline void BarrierWait(uint32_t barrier, uint32_t parity) { emulation::BarrierWait(barrier, parity); }
+inline void BarrierWaitCluster(uint32_t barrier, uint32_t parity) { emulation::BarrierWait(barrier, parity); }
 inline void NamedBarrierSync(int id, int threads) { emulation::NamedBarrier(id, threads, true); }
 inline void NamedBarrierArrive(int id, int threads) { emulation::NamedBarrier(id, threads, false); }
 
@@ -25,11 +26,23 @@ inline void StoreRemote4(uint32_t address, uint32_t rank, const float4& value) {
   emulation::StoreRemote(address, rank, &value, sizeof value);
 }
 
+inline void SendRemote2(uint32_t address, uint32_t rank, const float2& value, uint32_t barrier) {
+  emulation::StoreRemote(address, rank, &value, sizeof value);
+  emulation::Sent(barrier, rank, sizeof value);
+}
+
 inline void LoadTile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {
   emulation::LoadTile(to, *map, barrier, x, y, 1u << emulation::ClusterRank());
 }
 inline void LoadTileMulticast(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y, uint16_t ranks) {
   emulation::LoadTile(to, *map, barrier, x, y, ranks);
+}
+inline void WrittenForCopyEngine() { emulation::WrittenForCopyEngine(); }
+inline void StoreTile(uint32_t from, const CUtensorMap* map, int x, int y) { emulation::StoreTile(from, *map, x, y); }
+inline void CommitStores() { emulation::CommitStores(); }
+template <int kPending>
+void WaitStoresRead() {
+  emulation::WaitStores(kPending);
 }
 inline void PrefetchMap(const CUtensorMap*) {}
 inline void PrefetchL2(const void* address, uint32_t bytes) { emulation::Prefetch(address, bytes); }

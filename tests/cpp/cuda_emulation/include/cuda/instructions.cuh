@@ -17,6 +17,9 @@ inline uint32_t PackHalfPair(float low, float high) {
 }
 inline float FastExp2(float x) { return x < -126.f ? 0.f : std::exp2(x); }
 inline float FastTanh(float x) { return std::tanh(x); }
+inline __half2 FastTanh2(__half2 x) {
+  return __floats2half2_rn(std::tanh(__half2float(x.x)), std::tanh(__half2float(x.y)));
+}
 
 inline uint32_t SharedAddress(const void* pointer) { return emulation::SharedAddress(pointer); }
 inline uint8_t* DynamicShared() { return emulation::DynamicShared(); }
@@ -30,6 +33,7 @@ V LoadSharedAs(uint32_t address) {
   emulation::LoadShared(address, &value, sizeof value);
   return value;
 }
+inline float LoadShared1(uint32_t address) { return LoadSharedAs<float>(address); }
 inline float2 LoadShared2(uint32_t address) { return LoadSharedAs<float2>(address); }
 inline float4 LoadShared4(uint32_t address) { return LoadSharedAs<float4>(address); }
 inline uint4 LoadSharedPiece(uint32_t address) { return LoadSharedAs<uint4>(address); }
