@@ -38,6 +38,7 @@ struct NormArgs {
   bool reversed;
 };
 
+#if FTBERT_HOPPER
 // What the CTAs of a cluster know of rows, for all of them: two numbers each. The four lanes that hold a row send to a
 // CTA each.
 struct Exchange {
@@ -63,6 +64,8 @@ __device__ __forceinline__ float QuadMax(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
+
+#endif
 
 template <typename T, bool kQuantizes>
 __global__ void __launch_bounds__(384, 1)
