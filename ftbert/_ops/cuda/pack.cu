@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(256) Noise(Element element, void* to, int64_t 
     if (element == Element::kFloat) static_cast<float*>(to)[i] = value;
     if (element == Element::kHalf) static_cast<Half*>(to)[i] = FromFloat<Half>(value);
     if (element == Element::kBFloat) static_cast<BFloat*>(to)[i] = FromFloat<BFloat>(value);
+    if (element == Element::kFloat8) static_cast<uint8_t*>(to)[i] = PackFloat8Pair(value * kFloat8Max, 0.f) & 0xff;
   }
 }
 
