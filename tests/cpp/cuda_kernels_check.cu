@@ -258,6 +258,7 @@ int CheckTiny(const Machine& machine) {
     CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 33, 144, 528, act++ % 5);
     CheckGemm(machine, e, e, 193, 272, 80, act++ % 5);
     if (e == Element::kFloat) continue;
+    CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 65, 208, 1040, act++ % 5, true);
     CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 65, 208, 1040, 0, true);
     CheckSplitResidual(machine, e, 35, 80, 144);
     if (e != Element::kFloat8) CheckGemmNorm(machine, e, 197, 512, 272, e == Element::kHalf, e == Element::kHalf);

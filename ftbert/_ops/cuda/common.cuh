@@ -143,18 +143,7 @@ __device__ __forceinline__ void WithAct(Act act, const Body& body) {
 
 template <bool kExact>
 __device__ __forceinline__ float ActivateBy(Act act, float x) {
-  switch (act) {
-    case Act::kGeluErf:
-      return Activate<Act::kGeluErf, kExact>(x);
-    case Act::kGeluTanh:
-      return Activate<Act::kGeluTanh, kExact>(x);
-    case Act::kRelu:
-      return Activate<Act::kRelu, kExact>(x);
-    case Act::kTanh:
-      return Activate<Act::kTanh, kExact>(x);
-    case Act::kNone:
-      break;
-  }
+  WithAct(act, [&](auto tag) { x = Activate<decltype(tag)::value, kExact>(x); });
   return x;
 }
 

@@ -1,6 +1,8 @@
 // Which kernel runs a product: the rules for shapes that were never measured on this card, and the list to search.
 #include "cuda/gemm.h"
 
+#include <algorithm>
+
 #include "cuda/lt.h"
 
 namespace ftbert {
@@ -128,7 +130,9 @@ Plan OwnPlanFor(const Machine& machine, const Gemm& g) {
   return WgmmaPlan(machine, g);
 }
 
-std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
+namespace {
+
+std::vector<Plan> AllPlans(const Machine& machine, const Gemm& g) {
   std::vector<Plan> plans;
   const int choices = LtAllowed(machine, g) ? LtChoices(machine, g) : 0;
   for (int i = 0; i < choices; ++i) plans.push_back(Plan{Family::kLt, i, 1});
@@ -136,7 +140,7 @@ std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
     plans.push_back(Plan{Family::kSimt, 0, 1});
     return plans;
   }
-  if (g.in != Element::kFloat8 && g.residual == nullptr) {
+  if (g.in != Element::kFloat8) {
     for (int v = 0; v < 3; ++v) plans.push_back(Plan{Family::kMma, v, 1});
   }
   if (!machine.hopper) return plans;
@@ -153,6 +157,15 @@ std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
       }
     }
   }
+  return plans;
+}
+
+}  // namespace
+
+std::vector<Plan> Candidates(const Machine& machine, const Gemm& g) {
+  std::vector<Plan> plans = AllPlans(machine, g);
+  const auto refused = [&](const Plan& plan) { return !CanRun(plan, g); };
+  plans.erase(std::remove_if(plans.begin(), plans.end(), refused), plans.end());
   return plans;
 }
 

@@ -169,6 +169,24 @@ inline cudaError_t AllowShared(const Machine& machine, const void* kernel, int b
   return error;
 }
 
+// How many clusters of `ctas` CTAs of `threads` threads with `shared` bytes each the current card runs at once.
+template <typename Kernel>
+cudaError_t FindClusters(Kernel kernel, int ctas, int threads, int shared, int* clusters) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = ctas;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(ctas * 256);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+}
+
 template <typename... Parameters, typename... Values>
 cudaError_t Launch(const LaunchShape& shape, void (*kernel)(Parameters...), Values... values) {
   cudaLaunchAttribute attributes[2];

@@ -368,27 +368,11 @@ cudaError_t RunGemmNorm(const Machine& machine, const Gemm& g, const Norm& norm,
 }
 
 cudaError_t FindNormClusters(int (&clusters)[5]) {
-  clusters[0] = 0;
-  clusters[1] = 0;
-  for (int ctas = 2; ctas <= kMostCtas; ++ctas) {
-    const auto kernel = GemmNorm<Half, false>;
-    using Sizes = NormSizes<Half>;
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sizes::kShared);
-    if (error != cudaSuccess) return error;
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = ctas;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(ctas * 256);
-    config.blockDim = dim3(384);
-    config.dynamicSmemBytes = Sizes::kShared;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    error = cudaOccupancyMaxActiveClusters(&clusters[ctas], kernel, &config);
-    if (error != cudaSuccess) return error;
+  cudaError_t error = cudaSuccess;
+  for (int ctas = 2; ctas <= kMostCtas && error == cudaSuccess; ++ctas) {
+    error = FindClusters(GemmNorm<Half, false>, ctas, 384, NormSizes<Half>::kShared, &clusters[ctas]);
   }
-  return cudaSuccess;
+  return error;
 }
 
 }  // namespace cuda
