@@ -261,6 +261,7 @@ int CheckTiny(const Machine& machine) {
     CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 65, 208, 1040, act++ % 5, true);
     CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 65, 208, 1040, 0, true);
     CheckSplitResidual(machine, e, 35, 80, 144);
+    CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, 70, 208, 2064, 0);
     if (e != Element::kFloat8) CheckGemmNorm(machine, e, 197, 512, 272, e == Element::kHalf, e == Element::kHalf);
   }
   for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat}) {
@@ -322,6 +323,12 @@ int main(int argc, char** argv) {
       CheckNorm(machine, e, 1 + generator() % 9, width, 1.f, true);
     }
     if (e != Element::kFloat) CheckNorm(machine, e, 5, 768, 8000.f);  // sums beyond what fp16 holds
+  }
+  for (Element e : {Element::kHalf, Element::kBFloat, Element::kFloat8}) {
+    if (!machine.hopper) break;
+    for (int m : small ? std::vector<int>{65} : std::vector<int>{1, 193, 512, 1030}) {
+      CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 768, 1536, 0);
+    }
   }
   for (Element e : {Element::kHalf, Element::kBFloat}) {
     for (int n : {512, 768, 1024}) {

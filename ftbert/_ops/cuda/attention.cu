@@ -16,7 +16,7 @@ namespace cuda {
 namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int kWgmmaTokens = 2048;  // from here on, where it fits
+constexpr int kWgmmaTokens = 1024;  // from here on, where it fits
 
 // Byte offset of a 16-byte piece of a row of kBytes, permuted so that eight consecutive rows meet no bank twice.
 template <int kBytes>

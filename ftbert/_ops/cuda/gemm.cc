@@ -12,6 +12,8 @@ namespace {
 constexpr int kMostSplit = 8;    // the largest portable cluster
 constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
 constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
+constexpr int kLeastSharedRows = 64;   // beyond, clusters of the kernel that shares K are faster where K is long:
+constexpr int kLongSlices = 24;        // so many slices of 128 bytes
 constexpr int kMostSplitRows = 512;  // and up to here it is searched
 // Where cuBLASLt's first choice is faster than ours on Hopper: from here on, from fewer rows on with many weights (its
 // kernels end better in a single wave), and up to here: with more, ours take rows in the order that finds them in L2.
@@ -41,6 +43,20 @@ Plan SplitPlan(const Machine& machine, const Gemm& g) {
     }
   }
   return widest;
+}
+
+// Between the few rows that the split-K kernel is for and the many that fill the card with tiles: the largest cluster
+// with which all tiles are one wave; where K is short, one of two at most.
+Plan SharedPlan(const Machine& machine, const Gemm& g) {
+  Plan best{Family::kShared, 0, 0};
+  const bool long_k = Slices(g) >= kLongSlices;
+  if (!machine.clusters || g.m <= (long_k ? kLeastSharedRows : kSplitRows)) return best;
+  const int tiles = CeilDiv(g.m, kSharedRows) * CeilDiv(g.n, kSharedColumns);
+  for (int split : kSharedSplits) {
+    const Plan plan{Family::kShared, 0, split};
+    if (tiles * split <= machine.sms && (long_k || split == 2) && CanRun(plan, g)) best = plan;
+  }
+  return best;
 }
 
 // Measured on an H100, in microseconds: a 128-byte slice of K; what a tile takes besides, and an activation on top;
@@ -123,6 +139,8 @@ Plan OwnPlanFor(const Machine& machine, const Gemm& g) {
     const int64_t medium = static_cast<int64_t>((g.m + 63) / 64) * ((g.n + 63) / 64);
     return Plan{Family::kMma, large >= machine.sms ? 0 : (medium >= machine.sms ? 1 : 2), 1};
   }
+  const Plan shared = SharedPlan(machine, g);
+  if (shared.split > 0) return shared;
   if (g.m <= kSplitRows) {
     const Plan plan = SplitPlan(machine, g);
     if (plan.split > 0) return plan;
@@ -148,6 +166,9 @@ std::vector<Plan> AllPlans(const Machine& machine, const Gemm& g) {
     for (int v = 0; v < kWgmmaVariants; ++v) {
       if (ClustersAtOnce(machine, kWgmmaTiles[v]) > 0) plans.push_back(Plan{Family::kWgmma, v, 1});
     }
+  }
+  if (machine.clusters) {
+    for (int split : kSharedSplits) plans.push_back(Plan{Family::kShared, 0, split});
   }
   if (g.m <= kMostSplitRows) {
     for (int v = 0; v < kSplitVariants; ++v) {
@@ -182,6 +203,9 @@ std::string PlanName(const Plan& plan) {
     }
     case Family::kSplit:
       return "split " + std::to_string(kSplitTokens[plan.variant]) + "/" + std::to_string(plan.split);
+    case Family::kShared:
+      return "shared " + std::to_string(kSharedRows) + "x" + std::to_string(kSharedColumns) + "/" +
+             std::to_string(plan.split);
     case Family::kLt:
       return "cublaslt " + std::to_string(plan.variant);
   }
@@ -189,6 +213,10 @@ std::string PlanName(const Plan& plan) {
 }
 
 bool CanRun(const Plan& plan, const Gemm& g) {
+  if (plan.family == Family::kShared) {
+    return g.residual == nullptr && g.act == 0 && g.in != Element::kFloat && g.out_type != Element::kFloat8 &&
+           Slices(g) >= 2 * plan.split;
+  }
   if (g.residual_rows != nullptr) return plan.family == Family::kSplit;
   if (g.residual == nullptr || plan.family == Family::kSplit) return true;
   return plan.family == Family::kWgmma && g.act == 0;
@@ -207,6 +235,8 @@ cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cud
       return RunWgmmaFloat8(machine, plan.variant, g, stream);
     case Family::kSplit:
       return RunSplit(machine, plan.variant, plan.split, g, stream);
+    case Family::kShared:
+      return RunSharedK(machine, plan.split, g, stream);
     case Family::kLt:
       return LtAllowed(machine, g) ? RunLt(machine, plan.variant, g, stream) : cudaErrorNotSupported;
   }

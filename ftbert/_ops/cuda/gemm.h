@@ -59,9 +59,9 @@ struct Gemm {
   int64_t prefetch_bytes = 0;
 };
 
-enum class Family : int { kSimt = 0, kMma = 1, kWgmma = 2, kSplit = 3, kLt = 4 };
+enum class Family : int { kSimt = 0, kMma = 1, kWgmma = 2, kSplit = 3, kLt = 4, kShared = 5 };
 
-// What runs a product: a kernel of a family and, for kSplit, how many CTAs share K.
+// What runs a product: a kernel of a family and, for kSplit and kShared, how many CTAs share K.
 struct Plan {
   Family family = Family::kMma;
   int variant = 0;
@@ -121,6 +121,7 @@ cudaError_t RunWgmmaHalf(const Machine& machine, int variant, const Gemm& gemm, 
 cudaError_t RunWgmmaBFloat(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
 cudaError_t RunWgmmaFloat8(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
 cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunSharedK(const Machine& machine, int split, const Gemm& gemm, cudaStream_t stream);
 
 // Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share
 // one), and how many CTAs of a cluster share tiles (2: the weights'; 4: two by two, both).
@@ -150,6 +151,10 @@ inline int ClusterTiles(const WgmmaTile& tile, const Gemm& g) {
 // Tokens of a tile of the split-K kernel.
 constexpr int kSplitTokens[] = {32, 64};
 constexpr int kSplitVariants = 2;
+
+// Columns of a tile (of 64 rows) whose K a cluster shares, and how many CTAs may be in it.
+constexpr int kSharedRows = 64, kSharedColumns = 96;
+constexpr int kSharedSplits[] = {2, 3, 6};
 
 // Launch with the attribute that lets the kernel start before the one before it has ended.
 struct LaunchShape {

@@ -162,11 +162,7 @@ __global__ void __launch_bounds__(384, 1)
         BarrierArrive(slot_full + 8 * slot);
       }
     } else if (threadIdx.x == 64 && prefetch_bytes > 0) {
-      const int64_t share = (prefetch_bytes / 16 + gridDim.x - 1) / gridDim.x * 16, from = blockIdx.x * share;
-      const int64_t left = prefetch_bytes - from;
-      if (left > 0) {
-        PrefetchL2(static_cast<const uint8_t*>(prefetch) + from, static_cast<uint32_t>(share < left ? share : left));
-      }
+      PrefetchShare(prefetch, prefetch_bytes);
     }
   } else {
     TakeRegisters<232>();

@@ -23,6 +23,14 @@ __device__ __forceinline__ uint64_t TileDescriptor(uint32_t address) {
          (static_cast<uint64_t>(1) << 16) | ((address & 0x3ffff) >> 4);
 }
 
+// This CTA's share, in a grid of one dimension, of weights that are needed soon, into L2: by one thread.
+__device__ __forceinline__ void PrefetchShare(const void* weights, int64_t bytes) {
+  const int64_t share = (bytes / 16 + gridDim.x - 1) / gridDim.x * 16, from = blockIdx.x * share, left = bytes - from;
+  if (left > 0) {
+    PrefetchL2(static_cast<const uint8_t*>(weights) + from, static_cast<uint32_t>(share < left ? share : left));
+  }
+}
+
 }  // namespace cuda
 }  // namespace ftbert
 

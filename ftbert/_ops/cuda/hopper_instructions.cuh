@@ -81,6 +81,14 @@ __device__ __forceinline__ void SendRemote2(uint32_t address, uint32_t rank, con
       : "memory");
 }
 
+__device__ __forceinline__ void SendRemote4(uint32_t address, uint32_t rank, const float4& v, uint32_t barrier) {
+  asm volatile(
+      "{.reg .b32 remote, there; mapa.shared::cluster.u32 remote, %0, %2; mapa.shared::cluster.u32 there, %1, %2;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [remote], {%3,%4,%5,%6}, [there];}" ::"r"(address),
+      "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      : "memory");
+}
+
 // ---- Copy engine --------------------------------------------------------------------------------------------------
 // A box of `map` at column x, row y; what lies outside the matrix arrives as zeros and counts as bytes all the same.
 __device__ __forceinline__ void LoadTile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {

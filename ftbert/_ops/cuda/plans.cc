@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kFormat = "ftbert-cuda-plans 1";
 // Rises when kernels or variants change their meaning: what older builds measured is then not used.
-constexpr int kKernels = 5;
+constexpr int kKernels = 6;
 
 std::string CacheFolder() {
   const char* cache = std::getenv("XDG_CACHE_HOME");
@@ -112,7 +112,7 @@ Plan PlanTable::Find(const Gemm& g) const {
 Status PlanTable::Search(Gemm gemm, const std::vector<const void*>& weights, cudaStream_t stream) {
   Plan best = PlanFor(machine_, gemm);
   // Such products start while the kernels before them still run: timing one alone says little, and the rule stays.
-  if (best.family == Family::kSplit) return Status();
+  if (best.family == Family::kSplit || best.family == Family::kShared) return Status();
   float least = -1.f;
   for (const Plan& plan : Candidates(machine_, gemm)) {
     const float time = TimePlan(machine_, plan, gemm, weights, stream);
@@ -149,7 +149,7 @@ void PlanTable::Read() {
       continue;
     }
     for (int& value : v) good = good && static_cast<bool>(words >> value);
-    good = good && v[6] >= 0 && v[6] <= 4 && v[7] >= 0 && v[7] < 64 && v[8] >= 1 && v[8] <= 8;
+    good = good && v[6] >= 0 && v[6] <= 5 && v[7] >= 0 && v[7] < 64 && v[8] >= 1 && v[8] <= 8;
     if (!good) {
       count = -1;
       break;

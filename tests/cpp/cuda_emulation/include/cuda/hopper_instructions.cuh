@@ -31,6 +31,11 @@ inline void SendRemote2(uint32_t address, uint32_t rank, const float2& value, ui
   emulation::Sent(barrier, rank, sizeof value);
 }
 
+inline void SendRemote4(uint32_t address, uint32_t rank, const float4& value, uint32_t barrier) {
+  emulation::StoreRemote(address, rank, &value, sizeof value);
+  emulation::Sent(barrier, rank, sizeof value);
+}
+
 inline void LoadTile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y) {
   emulation::LoadTile(to, *map, barrier, x, y, 1u << emulation::ClusterRank());
 }
