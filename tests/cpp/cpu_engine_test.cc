@@ -86,6 +86,10 @@ void TestSizes() {
   CompareWithReference(Model(64, 8, 200, 2, 140), {129, 1, 97, 16}, "heads of 8");
   CompareWithReference(Model(120, 3, 480, 2, 64), std::vector<int32_t>(30, 7), "heads of 40");
   CompareWithReference(Model(256, 2, 1000, 1, 520), {512, 257, 520}, "heads of 128, several key blocks");
+  CompareWithReference(Model(80, 40, 100, 2, 70), {70, 1, 9}, "40 heads of 2");
+  std::vector<int32_t> single(400, 1);  // the first queries of all heads take more room than keys and values would
+  single[7] = 9;
+  CompareWithReference(Model(64, 16, 64, 2, 16), single, "rows of one token");
   Config relu = Model(48, 4, 96, 2, 64);
   relu.activation = Activation::kRelu;
   relu.num_labels = 0;

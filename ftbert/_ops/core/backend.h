@@ -29,6 +29,7 @@ struct SourceMatrix {
   bool transposed = false;  // stored (cols, rows)
   const float* bias = nullptr;  // (cols,), fp32
   bool head = false;            // pooler or classifier: runs on B rows, right before the answer
+  bool last = false;            // the last layer's queries, keys and values: what AttendFirst takes
 };
 
 // A weight matrix in the layout the device's kernels want, bias included. May be of several parts side by side (q, k,
@@ -131,6 +132,13 @@ class Backend {
   virtual void Attend(Workspace* w, Span span) = 0;
   // kFirstStates[b] = kStates[row_splits[b]]
   virtual void GatherFirst(Workspace* w) = 0;
+  // kFirstStates, kStates -> kFirstContext: each row's first token attends to all tokens of its row, with the queries,
+  // keys and values of `qkv`. Follows GatherFirst. A backend may reach the same result without the keys and values.
+  virtual void AttendFirst(Workspace* w, const PackedLinear& qkv) {
+    Linear(w, Span::kAllTokens, Slot::kStates, qkv, PartRange{1, 3}, Slot::kQkv);
+    Linear(w, Span::kFirstTokens, Slot::kFirstStates, qkv, PartRange{0, 1}, Slot::kFirstQuery);
+    Attend(w, Span::kFirstTokens);
+  }
   // residual = norm(residual + in W + bias), in place
   virtual void LinearAddNorm(Workspace* w, Span span, Slot in, const PackedLinear& weight, Slot residual,
                              const NormParameters& norm) = 0;

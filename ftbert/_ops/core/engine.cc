@@ -18,8 +18,8 @@ constexpr int kMaxWorkspaces = 4;
 
 // embed -> [ linear(qkv) -> attend -> linear+add+norm -> feed forward+add+norm ] x L -> pool -> classify
 //
-// Only the first token of each row is read by the pooler, so the last layer computes keys and values for every token
-// and all the rest for the first tokens alone, unless the caller wants the states of all tokens.
+// Only the first token of each row is read by the pooler, so the last layer computes its queries and all that follows
+// attention for the first tokens alone, unless the caller wants the states of all tokens.
 void RunLayers(const Config& config, const Weights& weights, Backend* k, Workspace* w) {
   k->Embed(w, *weights.embeddings, *weights.embedding_norm);
   for (int32_t l = 0; l < config.num_layers; ++l) {
@@ -29,13 +29,12 @@ void RunLayers(const Config& config, const Weights& weights, Backend* k, Workspa
     const Slot states = first_only ? Slot::kFirstStates : Slot::kStates;
     const Slot context = first_only ? Slot::kFirstContext : Slot::kContext;
     if (first_only) {
-      k->Linear(w, Span::kAllTokens, Slot::kStates, *layer.qkv, PartRange{1, 3}, Slot::kQkv);
       k->GatherFirst(w);
-      k->Linear(w, Span::kFirstTokens, Slot::kFirstStates, *layer.qkv, PartRange{0, 1}, Slot::kFirstQuery);
+      k->AttendFirst(w, *layer.qkv);
     } else {
       k->Linear(w, Span::kAllTokens, Slot::kStates, *layer.qkv, PartRange{0, 3}, Slot::kQkv);
+      k->Attend(w, Span::kAllTokens);
     }
-    k->Attend(w, span);
     k->LinearAddNorm(w, span, context, *layer.attention_out, states, *layer.attention_norm);
     k->FeedForward(w, span, states, *layer.up, *layer.down, *layer.output_norm);
   }

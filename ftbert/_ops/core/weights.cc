@@ -184,6 +184,7 @@ Status WeightCollector::Pack(Group* group) {
       part.cols = static_cast<int32_t>(kernel.shape[kernel.always_transposed ? 0 : 1]);
       part.bias = biases[i / 2].data();
       part.head = group->linear == &weights_.pooler || group->linear == &weights_.classifier;
+      part.last = group->linear == &weights_.layers.back().qkv;
       parts.push_back(part);
     }
     status = backend_->PackLinear(parts, group->linear);

@@ -42,7 +42,11 @@ class CpuBackend final : public Backend {
     std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
     const LoadThreads threads(threads_);
     // Pooler and classifier are too small to gain from a low precision and stand right before the answer.
-    const Status status = (parts[0].head ? head_ : linear_)->Pack(parts, matrix.get());
+    Status status = (parts[0].head ? head_ : linear_)->Pack(parts, matrix.get());
+    if (status.ok() && parts[0].last) {  // for B rows, like these
+      status = PackHeads(*head_, parts[1], config_.num_heads, true, &matrix->to_states);
+      if (status.ok()) status = PackHeads(*head_, parts[2], config_.num_heads, false, &matrix->to_values);
+    }
     if (status.ok()) *packed = std::move(matrix);
     return status;
   }
@@ -199,6 +203,45 @@ class CpuBackend final : public Backend {
     }
   }
 
+  // With W_k and W_v a head's keys' and values' matrices, q its query and X the row's states:
+  //   softmax(q (X W_k)^T) (X W_v + b) = (softmax((q W_k^T) X^T) X) W_v + b
+  // for what the bias of keys adds is the same in every score, and a softmax sums to 1. So neither keys nor values are
+  // computed, and X is read once.
+  void AttendFirst(Workspace* workspace, const PackedLinear& qkv) override {
+    CpuWorkspace* w = Cast(workspace);
+    const auto& matrix = static_cast<const PackedMatrix&>(qkv);
+    const int32_t H = config_.hidden_size, N = config_.num_heads, D = plan_.head_size();
+    const Rows heads = w->Heads(), states = w->View(Slot::kStates);
+    Linear(w, Span::kFirstTokens, Slot::kFirstStates, qkv, PartRange{0, 1}, Slot::kFirstQuery);
+    Of(w).LinearOfParts(*matrix.to_states, D, w->View(Slot::kFirstQuery), heads);
+
+    // A row's heads share the reading of its states; they are parted where there are too few rows for the threads.
+    const int32_t rows = w->shape.rows;
+    const int32_t together = w->team->size() == 1 || rows >= 2 * w->team->size() ? N : std::min(N, kernels_->lanes);
+    const int32_t parts = (N + together - 1) / together;
+    w->stretches.clear();
+    for (int32_t b = 0; b < rows; ++b) w->stretches.push_back(Stretch{b, 0, w->Length(b)});
+    std::sort(w->stretches.begin(), w->stretches.end(), [](const Stretch& a, const Stretch& b) {
+      return a.count != b.count ? a.count > b.count : a.row < b.row;
+    });
+    w->team->ForEach(rows * parts, [&](int index, int thread) {
+      const Stretch& stretch = w->stretches[index / parts];
+      const int32_t head = index % parts * together;
+      AttendStatesTask task;
+      task.u = task.out = heads.row(stretch.row) + static_cast<ptrdiff_t>(head) * H;
+      task.stride = H;
+      task.heads = std::min(together, N - head);
+      task.states = states.row(w->batch.row_splits[stretch.row]);
+      task.states_stride = states.stride;
+      task.tokens = stretch.count;
+      task.hidden = H;
+      task.scale = 1.f / __builtin_sqrtf(static_cast<float>(D));
+      task.scratch = w->attention[thread].as<float>();
+      kernels_->attend_states(task);
+    });
+    Of(w).LinearOfParts(*matrix.to_values, H, heads, w->View(Slot::kFirstContext));
+  }
+
   void LinearAddNorm(Workspace* workspace, Span, Slot in, const PackedLinear& weight, Slot residual,
                      const NormParameters& norm) override {
     CpuWorkspace* w = Cast(workspace);
@@ -255,7 +298,7 @@ class CpuBackend final : public Backend {
   Config config_;
   Isa level_;
   const LinearKernel* linear_;  // encoder
-  const LinearKernel* head_;    // pooler and classifier
+  const LinearKernel* head_;    // pooler, classifier and the last layer's heads: B rows
   const Kernels* kernels_;
   int threads_;
   WorkspacePlan plan_;

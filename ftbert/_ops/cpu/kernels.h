@@ -51,6 +51,21 @@ struct AttentionTask {
   bool fetch_next;       // D floats behind each query, key and value are wanted next: the following head
 };
 
+// For some heads of one row of text, out = softmax(scale u X^T) X: what each head's first query finds among the row's
+// states themselves. A head's u and out are H floats, `stride` apart from the next head's; out may be u.
+struct AttendStatesTask {
+  const float* u;        // (heads, H)
+  float* out;            // (heads, H)
+  ptrdiff_t stride;
+  int32_t heads;
+  const float* states;   // X (tokens, H) at states_stride; a vector past a row's end may be read
+  ptrdiff_t states_stride;
+  int32_t tokens;
+  int32_t hidden;        // H
+  float scale;
+  float* scratch;        // attend_states_scratch_floats(H), 64-byte aligned
+};
+
 // out = norm(word + position + segment) for `rows` tokens of one row of text.
 struct EmbedTask {
   const void* words;       // (V, H), rows table_stride elements apart, padded to whole vectors; likewise the other two
@@ -91,6 +106,8 @@ struct Kernels {
   void (*gemm)(const GemmTask& task);
   size_t (*attention_scratch_floats)(int32_t keys, int32_t head_size);
   void (*attention)(const AttentionTask& task);
+  size_t (*attend_states_scratch_floats)(int32_t hidden);
+  void (*attend_states)(const AttendStatesTask& task);
   void (*embed)(const EmbedTask& task);
   void (*add_norm)(const AddNormTask& task);
   // out[i] = activation(in[i]), activation an Epilogue as int; for tests and for products without an epilogue of their

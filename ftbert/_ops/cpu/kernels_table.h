@@ -2,6 +2,7 @@
 #ifndef FTBERT_CPU_KERNELS_TABLE_H_
 #define FTBERT_CPU_KERNELS_TABLE_H_
 
+#include "cpu/attend_states.h"
 #include "cpu/attention.h"
 #include "cpu/gemm_fp32.h"
 #include "cpu/row_kernels.h"
@@ -11,8 +12,8 @@ namespace cpu {
 namespace {
 
 constexpr Kernels kKernels = {
-    kRowTile, kPanel, kLanes, kQueryTile, Gemm, AttentionScratchFloats, Attention, Embed, AddNorm, ActivateSpan,
-    kPeakChains, Peak,
+    kRowTile, kPanel, kLanes, kQueryTile, Gemm, AttentionScratchFloats, Attention, AttendStatesScratchFloats,
+    AttendStates, Embed, AddNorm, ActivateSpan, kPeakChains, Peak,
 };
 
 }  // namespace

@@ -90,5 +90,27 @@ void ReadRow(const SourceMatrix& source, int32_t k, int32_t n, int32_t count, fl
   }
 }
 
+Status PackHeads(const LinearKernel& kernel, const SourceMatrix& source, int32_t heads, bool keys,
+                 std::unique_ptr<PackedMatrix>* packed) {
+  const int32_t inputs = source.rows, size = source.cols / heads;
+  std::vector<float> turned(static_cast<size_t>(inputs) * source.cols), row(source.cols);  // (outputs, inputs)
+  const std::vector<float> zeros(inputs, 0.f);
+  for (int32_t k = 0; k < inputs; ++k) {
+    ReadRow(source, k, 0, source.cols, row.data());
+    for (int32_t n = 0; n < source.cols; ++n) turned[static_cast<size_t>(n) * inputs + k] = row[n];
+  }
+  std::vector<SourceMatrix> parts(heads);
+  for (int32_t head = 0; head < heads; ++head) {
+    SourceMatrix& part = parts[head];
+    part.data = turned.data() + static_cast<size_t>(head) * size * inputs;
+    part.rows = keys ? size : inputs;
+    part.cols = keys ? inputs : size;
+    part.transposed = !keys;
+    part.bias = keys ? zeros.data() : source.bias + head * size;
+  }
+  packed->reset(new PackedMatrix);
+  return kernel.Pack(parts, packed->get());
+}
+
 }  // namespace cpu
 }  // namespace ftbert

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "core/backend.h"
@@ -38,7 +39,13 @@ struct PackedMatrix : PackedLinear {
   Buffer bias;                        // float, panels x panel_columns, zero where a column is missing
   Buffer extra;                       // whatever else the kernel keeps beside them (scales, column sums)
   size_t panel_bytes = 0;             // weights of panel p begin at p * panel_bytes
-  size_t bytes() const override { return weights.size() + bias.size() + extra.size(); }
+  // The last layer's queries, keys and values: what takes each head's query to the states (one part a head, D inputs, H
+  // outputs) and what it finds there to its value (H inputs, D outputs). Else null.
+  std::unique_ptr<PackedMatrix> to_states, to_values;
+  size_t bytes() const override {
+    return weights.size() + bias.size() + extra.size() + (to_states ? to_states->bytes() : 0) +
+           (to_values ? to_values->bytes() : 0);
+  }
 };
 
 enum class Epilogue : int { kBias, kBiasGeluErf, kBiasGeluTanh, kBiasRelu, kBiasTanh };
@@ -123,6 +130,11 @@ void PackInParallel(int32_t count, const std::function<void(int32_t)>& body);
 // The same for every panel: body(panel, the part it belongs to, its first column in that part).
 void PackPanels(const PackedMatrix& packed, const std::vector<SourceMatrix>& parts,
                 const std::function<void(int32_t, const SourceMatrix&, int32_t)>& body);
+
+// The keys' or values' matrix (H, H) cut into heads, one part each: of the values (H inputs, D outputs) and their bias;
+// of the keys, turned round, (D inputs, H outputs) without: it adds the same to all scores of a query.
+Status PackHeads(const LinearKernel& kernel, const SourceMatrix& source, int32_t heads, bool keys,
+                 std::unique_ptr<PackedMatrix>* packed);
 
 // While it lives, PackInParallel called from this thread uses so many threads.
 class LoadThreads {

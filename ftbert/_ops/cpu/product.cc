@@ -42,6 +42,23 @@ int32_t RowBlocks(int32_t rows, int32_t block, int threads) {
   return threads == 1 ? blocks : DivideUp(blocks, threads) * threads;
 }
 
+// Rows and panels of a product cut into a grid for so many threads.
+class Cells {
+ public:
+  Cells(const LinearKernel& kernel, int32_t rows, int32_t panels, int32_t inputs, int threads)
+      : rows_(rows), row_tile_(kernel.row_tile()), panels_(panels), down_(DivideUp(rows, kGridRows)) {
+    const int64_t work = static_cast<int64_t>(rows) * panels * kernel.panel_columns() * inputs;
+    const int64_t wanted = std::min<int64_t>(static_cast<int64_t>(threads) * kTasksPerThread, work / kCellWork + 1);
+    across_ = std::min(panels, DivideUp(wanted, down_));
+  }
+  int32_t count() const { return down_ * across_; }
+  Range rows(int task) const { return Piece(rows_, row_tile_, down_, task / across_); }
+  Range panels(int task) const { return Piece(panels_, 1, across_, task % across_); }
+
+ private:
+  int32_t rows_, row_tile_, panels_, down_, across_;
+};
+
 size_t PreparedStride(const LinearKernel& kernel, int32_t inputs) {
   const size_t bytes = kernel.input_row_bytes(inputs);
   if (bytes == 0 || kernel.group_rows() > 1) return bytes;
@@ -145,6 +162,28 @@ void Products::Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t p
     tile.out = out.row(rows.begin);
     tile.out_stride = out.stride;
     kernel.Compute(weight, tile);
+  });
+}
+
+void Products::LinearOfParts(const PackedMatrix& weight, int32_t step, Rows in, Rows out) {
+  const LinearKernel& kernel = *weight.kernel;
+  const int32_t panels = static_cast<int32_t>(weight.panels.size());
+  const Cells cells(kernel, in.count, panels, weight.inputs, team_->size());
+  team_->ForEach(cells.count(), [&](int task, int) {
+    const Range rows = cells.rows(task), columns = cells.panels(task);
+    for (int32_t part = 0; rows.size() > 0 && part + 1 < static_cast<int32_t>(weight.part_begin.size()); ++part) {
+      Tile tile;
+      tile.panel_begin = std::max(columns.begin, weight.part_begin[part]);
+      tile.panel_end = std::min(columns.end, weight.part_begin[part + 1]);
+      if (tile.panel_begin >= tile.panel_end) continue;
+      tile.in = in.row(rows.begin) + static_cast<ptrdiff_t>(part) * step;
+      tile.in_stride = in.stride * sizeof(float);
+      tile.rows = rows.size();
+      tile.k_end = weight.inputs;
+      tile.out = out.row(rows.begin);
+      tile.out_stride = out.stride;
+      kernel.Compute(weight, tile);
+    }
   });
 }
 
@@ -294,14 +333,9 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
                     const void* in, size_t in_stride, int32_t rows, Rows out, void* prepared_out,
                     size_t prepared_stride) {
   const LinearKernel& kernel = *weight.kernel;
-  const int32_t panels = panel_end - panel_begin;
-  const int32_t down = DivideUp(rows, kGridRows);
-  const int64_t work = static_cast<int64_t>(rows) * panels * kernel.panel_columns() * weight.inputs;
-  const int64_t wanted = std::min<int64_t>(static_cast<int64_t>(team_->size()) * kTasksPerThread, work / kCellWork + 1);
-  const int32_t across = std::min(panels, DivideUp(wanted, down));
-  team_->ForEach(down * across, [&](int task, int) {
-    const Range some = Piece(rows, kernel.row_tile(), down, task / across);
-    const Range columns = Piece(panels, 1, across, task % across);
+  const Cells cells(kernel, rows, panel_end - panel_begin, weight.inputs, team_->size());
+  team_->ForEach(cells.count(), [&](int task, int) {
+    const Range some = cells.rows(task), columns = cells.panels(task);
     if (some.size() == 0 || columns.size() == 0) return;
     Tile tile;
     tile.in = static_cast<const char*>(in) + some.begin * in_stride;

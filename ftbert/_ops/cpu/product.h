@@ -52,6 +52,9 @@ class Products {
 
   // out = activation(in W + bias), panels [panel_begin, panel_end).
   void Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, Rows in, Rows out);
+  // The same where each part of W takes other inputs: part p those that begin at column p * step. W's kernel reads
+  // floats.
+  void LinearOfParts(const PackedMatrix& weight, int32_t step, Rows in, Rows out);
   // residual = norm(residual + in W + bias)
   void LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Rows in, Rows residual);
   // states = norm(states + activation(states U + bias) D + bias)

@@ -27,6 +27,23 @@ ptrdiff_t WorkspacePlan::Stride(Slot slot) const {
   }
 }
 
+ptrdiff_t WorkspacePlan::HeadsStride() const {
+  return PaddedStride(static_cast<int64_t>(config.num_heads) * config.hidden_size);
+}
+
+int32_t WorkspacePlan::QkvRows(const Shape& shape) const {
+  const int64_t heads = shape.rows * static_cast<int64_t>(HeadsStride());
+  return std::max(shape.tokens, static_cast<int32_t>(heads / Stride(Slot::kQkv) + 1));
+}
+
+Rows CpuWorkspace::Heads() const {
+  Rows rows;
+  rows.data = slots_[Index(Slot::kQkv)].as<float>();
+  rows.stride = plan_->HeadsStride();
+  rows.count = shape.rows;
+  return rows;
+}
+
 Rows CpuWorkspace::View(Slot slot) const {
   const bool all_tokens = slot == Slot::kStates || slot == Slot::kQkv || slot == Slot::kContext;
   const Slot home = slot == Slot::kContext ? Slot::kQkv : slot;
@@ -80,12 +97,14 @@ bool CpuWorkspace::ReserveSlots(const int64_t (&rows)[kNumSlots]) {
 // Room for a run of the loop on this workspace.
 bool CpuWorkspace::MakeRoom(const Shape& needed, int threads) {
   ShrinkIfLarge(needed.tokens);
-  bool enough = ReserveSlots({needed.tokens, needed.tokens, 0, needed.rows, needed.rows, needed.rows, needed.rows,
-                              needed.rows});
+  const int32_t rows = needed.rows;
+  bool enough = ReserveSlots({needed.tokens, plan_->QkvRows(needed), 0, rows, rows, rows, rows, rows});
   enough = enough && products.Reserve(*plan_->linear, plan_->config.hidden_size, plan_->config.intermediate_size,
                                       std::max(needed.tokens, needed.rows), threads);
-  const size_t scratch =
-      plan_->kernels->attention_scratch_floats(needed.longest_row, plan_->head_size()) * sizeof(float);
+  const Kernels& kernels = *plan_->kernels;
+  const size_t scratch = sizeof(float) * std::max(
+      kernels.attention_scratch_floats(needed.longest_row, plan_->head_size()),
+      kernels.attend_states_scratch_floats(plan_->config.hidden_size));
   attention.resize(threads);
   for (Buffer& buffer : attention) enough = enough && buffer.Reserve(scratch);
   return enough;

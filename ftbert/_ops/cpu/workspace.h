@@ -27,6 +27,8 @@ struct WorkspacePlan {
 
   int32_t head_size() const { return config.hidden_size / config.num_heads; }
   ptrdiff_t Stride(Slot slot) const;  // floats
+  ptrdiff_t HeadsStride() const;
+  int32_t QkvRows(const Shape& shape) const;  // rows of kQkv that have the room of its two uses
 };
 
 // A stretch of one row of text: what one task of Embed or Attend works on.
@@ -49,6 +51,8 @@ class CpuWorkspace final : public Workspace {
 
   // kContext has no memory of its own: a head's output replaces its queries, which nobody else reads.
   Rows View(Slot slot) const;
+  // (B, N * H): H floats for each head of each row, in the place of kQkv.
+  Rows Heads() const;
   int32_t Length(int32_t row) const { return batch.row_splits[row + 1] - batch.row_splits[row]; }
   size_t bytes() const;
 

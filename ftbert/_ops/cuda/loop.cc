@@ -148,10 +148,7 @@ bool CudaBackend::InPlace(const CudaWorkspace* w) const {
 void CudaBackend::Linear(Workspace* workspace, Span span, Slot, const PackedLinear& weight, PartRange parts, Slot out) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
   const auto& linear = static_cast<const CudaLinear&>(weight);
-  if (out == Slot::kQkv && parts.begin > 0 && InPlace(w)) {
-    w->first_in_place = true;
-    parts.begin = 0;
-  }
+  if (out == Slot::kQkv && w->first_in_place) parts.begin = 0;
   if (out == Slot::kFirstQuery && w->first_in_place) return;
   Gemm g = Product(linear, parts.begin, parts.end - parts.begin);
   if (out == Slot::kFirstQuery) {
@@ -186,6 +183,7 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
 
 void CudaBackend::GatherFirst(Workspace* workspace) {
   auto* w = static_cast<CudaWorkspace*>(workspace);
+  w->first_in_place = !w->shape.all_tokens && InPlace(w);
   if (w->first_in_place) return;
   Check(w, RunGather(machine_, element_, w->row_ranges, w->first.count, pitch_, w->all.states, w->first.states,
                      w->first.quantized, w->stream),
