@@ -14,6 +14,7 @@
 #include "cuda/lt.h"
 #include "cuda_check_norm.cuh"
 #include "cuda_check_report.cuh"
+#include "cuda_check_states.cuh"
 #include "cuda_matrix.cuh"
 
 using namespace ftbert;
@@ -279,6 +280,7 @@ int CheckTiny(const Machine& machine) {
       CheckNorm(machine, e, 2, width, 1.f, true);
     }
   }
+  CheckStatesAll(machine, 0);
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);
   return failures ? 1 : 0;
 }
@@ -345,6 +347,7 @@ int main(int argc, char** argv) {
       }
     }
   }
+  CheckStatesAll(machine, small ? 1 : 2);
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);
   return failures ? 1 : 0;
 }

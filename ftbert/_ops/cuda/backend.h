@@ -18,7 +18,10 @@ namespace ftbert {
 namespace cuda {
 
 struct CudaLinear final : PackedLinear {
-  size_t bytes() const override { return w.bytes() + half.bytes() + bias.bytes() + bias_half.bytes() + scale.bytes(); }
+  size_t bytes() const override {
+    return w.bytes() + half.bytes() + bias.bytes() + bias_half.bytes() + scale.bytes() + to_states.bytes() +
+           to_values.bytes();
+  }
   Element element = Element::kHalf;
   int k = 0, part = 0, parts = 1;  // padded inputs, padded outputs of a part
   int outputs = 0;                 // of a part, not padded
@@ -27,6 +30,9 @@ struct CudaLinear final : PackedLinear {
   DeviceArray bias;                // (parts * part,) fp32
   DeviceArray bias_half;           // likewise in 16 bits
   DeviceArray scale;               // (parts * part,) fp8: of each output
+  // The last layer's queries, keys and values, for AttendFirst: the keys by heads, turned round (heads * H, head size),
+  // and where w is fp8 the values (H, H), in 16 bits.
+  DeviceArray to_states, to_values;
   float longest = 0.f;             // Euclidean length of the longest output's weights
   float largest_bias = 0.f;
 };
@@ -127,6 +133,7 @@ class CudaBackend final : public Backend {
   void Linear(Workspace* w, Span span, Slot in, const PackedLinear& weight, PartRange parts, Slot out) override;
   void Attend(Workspace* w, Span span) override;
   void GatherFirst(Workspace* w) override;
+  void AttendFirst(Workspace* w, const PackedLinear& qkv) override;
   void LinearAddNorm(Workspace* w, Span span, Slot in, const PackedLinear& weight, Slot residual,
                      const NormParameters& norm) override;
   void FeedForward(Workspace* w, Span span, Slot states, const PackedLinear& up, const PackedLinear& down,
@@ -139,6 +146,7 @@ class CudaBackend final : public Backend {
 
  private:
   Status PackPart(const SourceMatrix& source, int index, CudaLinear* to);
+  Status PackHeads(const std::vector<SourceMatrix>& parts, CudaLinear* to);
   Status PackTable(const SourceTable& source, DeviceArray* to);
   Status MakeRoom(CudaWorkspace* w, int tokens, int rows);
   // Points the slots into an arena; null: only its size is wanted.
@@ -154,6 +162,7 @@ class CudaBackend final : public Backend {
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
   void MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm gemm, const char* doing, const NormParameters& norm);
   bool InPlace(const CudaWorkspace* w) const;
+  bool AttendsStates(const CudaWorkspace* w, const CudaLinear& qkv) const;
   void Check(CudaWorkspace* w, cudaError_t error, const char* doing) const;
 
   Config config_;

@@ -119,7 +119,9 @@ int HeightClass(int m) {
   return RoundUp(m, power / 8);
 }
 
-bool LtAllowed(const Machine& machine, const Gemm& g) { return machine.lt && g.residual == nullptr; }
+bool LtAllowed(const Machine& machine, const Gemm& g) {
+  return machine.lt && g.residual == nullptr && g.batches == 1;
+}
 
 // fp32, and on Hopper products of a middling size: ours start earlier.
 Plan PlanFor(const Machine& machine, const Gemm& g) {
@@ -134,9 +136,9 @@ Plan PlanFor(const Machine& machine, const Gemm& g) {
 
 Plan OwnPlanFor(const Machine& machine, const Gemm& g) {
   if (g.in == Element::kFloat) return Plan{Family::kSimt, 0, 1};
-  if (!machine.hopper) {
-    const int64_t large = static_cast<int64_t>((g.m + 127) / 128) * ((g.n + 127) / 128);
-    const int64_t medium = static_cast<int64_t>((g.m + 63) / 64) * ((g.n + 63) / 64);
+  if (!machine.hopper || g.batches > 1) {
+    const int64_t large = static_cast<int64_t>((g.m + 127) / 128) * ((g.n + 127) / 128) * g.batches;
+    const int64_t medium = static_cast<int64_t>((g.m + 63) / 64) * ((g.n + 63) / 64) * g.batches;
     return Plan{Family::kMma, large >= machine.sms ? 0 : (medium >= machine.sms ? 1 : 2), 1};
   }
   const Plan shared = SharedPlan(machine, g);
@@ -213,6 +215,7 @@ std::string PlanName(const Plan& plan) {
 }
 
 bool CanRun(const Plan& plan, const Gemm& g) {
+  if (g.batches > 1) return plan.family == Family::kMma && g.residual == nullptr;
   if (plan.family == Family::kShared) {
     return g.residual == nullptr && g.act == 0 && g.in != Element::kFloat && g.out_type != Element::kFloat8 &&
            Slices(g) >= 2 * plan.split;

@@ -55,6 +55,10 @@ struct Gemm {
   bool reversed = false;           // kWgmma: rows are taken from the last to the first
   void* scratch = nullptr;         // cuBLASLt's
   int64_t scratch_bytes = 0;
+  // Several products of one shape, in kMma alone: x, w, bias (or null: none) and out of each lie so many elements
+  // behind those of the one before.
+  int batches = 1;
+  int64_t x_step = 0, w_step = 0, bias_step = 0, out_step = 0;
   const void* prefetch = nullptr;  // weights needed soon, brought into L2 while this product runs
   int64_t prefetch_bytes = 0;
 };

@@ -2,7 +2,7 @@
 //
 // Contract: fp16 or bf16 x (M, K) and w (N, K) as gemm.h says. A CTA computes kRows x kColumns; slices of 64 values of
 // K come in through cp.async, three in flight, each row's eight 16-byte pieces permuted by its row number against bank
-// conflicts.
+// conflicts. Several products of one shape are the grid's third dimension.
 #include "cuda/epilogue.cuh"
 
 namespace ftbert {
@@ -12,10 +12,15 @@ namespace {
 constexpr int kSlice = 64;  // values of K: 128 bytes
 constexpr int kStages = 3;
 
+// From one product to the next, in elements: Gemm::x_step and so on.
+struct Steps {
+  int64_t x, w, bias, out;
+};
+
 // Each warp owns kWarpRows x 32.
 template <typename T, int kRows, int kColumns, int kWarpRows>
 __global__ void __launch_bounds__((kRows / kWarpRows) * (kColumns / 32) * 32)
-    GemmMma(const T* x, int64_t ldx, const T* __restrict__ w, const EpilogueArgs e) {
+    GemmMma(const T* x, int64_t ldx, const T* __restrict__ w, const EpilogueArgs e, const Steps steps) {
   constexpr int kThreads = (kRows / kWarpRows) * (kColumns / 32) * 32;
   constexpr int kFragments = kWarpRows / 16;
   constexpr int kStageBytes = (kRows + kColumns) * 128;
@@ -23,6 +28,9 @@ __global__ void __launch_bounds__((kRows / kWarpRows) * (kColumns / 32) * 32)
   const int row0 = blockIdx.y * kRows, column0 = blockIdx.x * kColumns;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp / (kColumns / 32) * kWarpRows, warp_column = warp % (kColumns / 32) * 32;
+  x += blockIdx.z * steps.x;
+  w += blockIdx.z * steps.w;
+  T* const out = static_cast<T*>(e.out) + blockIdx.z * steps.out;
   LetNextKernelStart();
   WaitForPreviousKernel();
 
@@ -73,7 +81,8 @@ __global__ void __launch_bounds__((kRows / kWarpRows) * (kColumns / 32) * 32)
   for (int j = 0; j < 4; ++j) {
     const int n = column0 + warp_column + j * 8 + lane % 4 * 2;
     if (n >= e.n) continue;
-    const float2 bias = __ldg(reinterpret_cast<const float2*>(e.bias + n));
+    float2 bias = make_float2(0.f, 0.f);
+    if (e.bias != nullptr) bias = __ldg(reinterpret_cast<const float2*>(e.bias + blockIdx.z * steps.bias + n));
 #pragma unroll
     for (int i = 0; i < kFragments; ++i) {
 #pragma unroll
@@ -82,7 +91,7 @@ __global__ void __launch_bounds__((kRows / kWarpRows) * (kColumns / 32) * 32)
         if (m >= e.m) continue;
         const float low = ActivateBy<false>(e.act, acc[i][j][2 * h] + bias.x);
         const float high = ActivateBy<false>(e.act, acc[i][j][2 * h + 1] + bias.y);
-        *reinterpret_cast<uint32_t*>(static_cast<T*>(e.out) + m * e.ldo + n) = PackPair<T>(low, high);
+        *reinterpret_cast<uint32_t*>(out + m * e.ldo + n) = PackPair<T>(low, high);
       }
     }
   }
@@ -96,12 +105,13 @@ cudaError_t LaunchMma(const Machine& machine, const Gemm& g, cudaStream_t stream
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
   if (refused != cudaSuccess) return refused;
   LaunchShape shape;
-  shape.grid = dim3(CeilDiv(g.n, kColumns), CeilDiv(g.m, kRows));
+  shape.grid = dim3(CeilDiv(g.n, kColumns), CeilDiv(g.m, kRows), g.batches);
   shape.block = dim3((kRows / kWarpRows) * (kColumns / 32) * 32);
   shape.shared = kShared;
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
-  return Launch(shape, kernel, static_cast<const T*>(g.x), g.ldx, static_cast<const T*>(g.w), MakeEpilogueArgs(g));
+  return Launch(shape, kernel, static_cast<const T*>(g.x), g.ldx, static_cast<const T*>(g.w), MakeEpilogueArgs(g),
+                Steps{g.x_step, g.w_step, g.bias_step, g.out_step});
 }
 
 template <typename T>

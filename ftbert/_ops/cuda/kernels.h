@@ -66,6 +66,16 @@ struct Attention {
   AttentionKernel kernel = AttentionKernel::kChosen;
 };
 
+// Of each row's first token: what its heads find among the row's states themselves.
+struct StatesAttention {
+  const void* states = nullptr;  // (T, pitch)
+  int64_t pitch = 0;
+  void* found = nullptr;         // (count, heads, hidden): queries taken to the states in, their finds out
+  const int2* ranges = nullptr;  // (count,) the states of each row
+  int count = 0, heads = 0, hidden = 0, head_size = 0;
+  bool reversed = false;         // from the last row to the first
+};
+
 cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& embedding, const Norm& norm,
                      void* states, const Quantized& quantized, cudaStream_t stream);
 // states = norm(states + delta), one pass, in fp32; norm(delta) where summed
@@ -82,6 +92,10 @@ cudaError_t RunFirstAttention(const Machine& machine, Element element, const Att
 bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention& attention);
 cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& attention,
                               AttentionKernel kernel, cudaStream_t stream);
+// attend_states.cu: found = softmax(found states^T / sqrt(head_size)) states
+bool StatesAttentionFits(const Machine& machine, Element element, int heads, int hidden);
+cudaError_t RunStatesAttention(const Machine& machine, Element element, const StatesAttention& attention,
+                               cudaStream_t stream);
 // first[b] = states[ranges[b].x], quantized where wanted
 cudaError_t RunGather(const Machine& machine, Element element, const int2* ranges, int rows, int64_t pitch,
                       const void* states, void* first, const Quantized& quantized, cudaStream_t stream);

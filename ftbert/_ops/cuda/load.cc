@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/half.h"
 #include "cuda/backend.h"
 
 namespace ftbert {
@@ -56,6 +57,43 @@ Status CudaBackend::PackPart(const SourceMatrix& source, int index, CudaLinear* 
   return status;
 }
 
+// A head's query q finds key k with q . (x W_k) = (q W_k^T) . x: a product with W_k turned round instead of one with
+// every x. The values of what it finds come from their own matrix.
+Status CudaBackend::PackHeads(const std::vector<SourceMatrix>& parts, CudaLinear* to) {
+  const int H = config_.hidden_size, size = H / config_.num_heads;
+  const bool fits = StatesAttentionFits(machine_, element_, config_.num_heads, H);
+  if (!fits || config_.num_heads == 1 || size % 16 != 0) return Status();
+  const std::string doing = "loading the last layer's keys and values";
+  const auto pack = [&](int part, bool by_heads, DeviceArray* into) {
+    const SourceMatrix& source = parts[part];
+    const size_t count = static_cast<size_t>(H) * H;
+    std::vector<float> turned(count);  // (outputs, inputs)
+    for (size_t k = 0; k < static_cast<size_t>(H); ++k) {
+      for (size_t n = 0; n < static_cast<size_t>(H); ++n) {
+        turned[n * H + k] = ReadAsFloat(source.data, source.type, source.transposed ? n * H + k : k * H + n);
+      }
+    }
+    DeviceArray raw;
+    cudaError_t error = raw.Allocate(count * sizeof(float));
+    if (error == cudaSuccess) error = into->Allocate(count * 2);
+    if (error == cudaSuccess) {
+      error = cudaMemcpy(raw.data(), turned.data(), count * sizeof(float), cudaMemcpyHostToDevice);
+    }
+    if (!by_heads && error == cudaSuccess) {
+      error = PackMatrix(raw.data(), DataType::kFloat32, H, H, true, element_, into->data(), H, nullptr, nullptr);
+    }
+    for (int head = 0; by_heads && error == cudaSuccess && head < config_.num_heads; ++head) {
+      const size_t at = static_cast<size_t>(head) * size * H;
+      error = PackMatrix(raw.as<float>() + at, DataType::kFloat32, size, H, false, element_, into->data() + at * 2,
+                         size, nullptr, nullptr);
+    }
+    if (error == cudaSuccess) error = cudaDeviceSynchronize();  // `raw` goes now
+    return FromCuda(error, doing);
+  };
+  const Status status = pack(1, true, &to->to_states);
+  return !status.ok() || to->element != Element::kFloat8 ? status : pack(2, false, &to->to_values);
+}
+
 Status CudaBackend::PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) {
   DeviceGuard guard(machine_.device);
   std::lock_guard<std::mutex> quiet(RecordingMutex());
@@ -88,7 +126,8 @@ Status CudaBackend::PackLinear(const std::vector<SourceMatrix>& parts, std::uniq
     const Status status = PackPart(parts[i], i, linear.get());
     if (!status.ok()) return status;
   }
-  const Status status = FromCuda(cudaDeviceSynchronize(), doing);
+  Status status = FromCuda(cudaDeviceSynchronize(), doing);
+  if (status.ok() && parts[0].last) status = PackHeads(parts, linear.get());
   if (!status.ok()) return status;
   packed_.push_back(linear.get());
   *packed = std::move(linear);

@@ -22,6 +22,13 @@ constexpr int kInPlaceRows = 128;
 // still in L2.
 constexpr int kTurnTokens = 4096;
 
+// From more tokens on the last layer's first tokens attend to the states, and neither keys nor values are computed. Up
+// to here it is in place where it can be.
+#ifndef FTBERT_ATTEND_STATES_TOKENS
+#define FTBERT_ATTEND_STATES_TOKENS kInPlaceTokens
+#endif
+constexpr int kAttendStatesTokens = FTBERT_ATTEND_STATES_TOKENS;
+
 bool Turn(CudaWorkspace* w, const Rows* rows) {
   if (rows != &w->all || w->all.count <= kTurnTokens) return false;
   w->reversed = !w->reversed;
@@ -188,6 +195,49 @@ void CudaBackend::GatherFirst(Workspace* workspace) {
   Check(w, RunGather(machine_, element_, w->row_ranges, w->first.count, pitch_, w->all.states, w->first.states,
                      w->first.quantized, w->stream),
         "gathering first tokens");
+}
+
+// What the heads' queries become, and what they find, lies where queries, keys, values and context of all tokens would:
+// there is room for it but for batches of very short rows.
+bool CudaBackend::AttendsStates(const CudaWorkspace* w, const CudaLinear& qkv) const {
+  const int64_t found = static_cast<int64_t>(w->first.count) * config_.num_heads;
+  return qkv.to_states.data() != nullptr && !w->first_in_place && w->all.count > kAttendStatesTokens &&
+         found <= 4 * static_cast<int64_t>(w->all.count);
+}
+
+// With W_k and W_v a head's keys' and values' matrices, q its query and X the row's states:
+//   softmax(q (X W_k)^T) (X W_v + b) = (softmax((q W_k^T) X^T) X) W_v + b
+// for what the bias of keys adds is the same in every score, and a softmax sums to 1.
+void CudaBackend::AttendFirst(Workspace* workspace, const PackedLinear& qkv) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto& linear = static_cast<const CudaLinear&>(qkv);
+  if (!AttendsStates(w, linear)) return Backend::AttendFirst(workspace, qkv);
+  const int heads = config_.num_heads, size = config_.hidden_size / heads;
+  Linear(workspace, Span::kFirstTokens, Slot::kFirstStates, qkv, PartRange{0, 1}, Slot::kFirstQuery);
+  Gemm g;
+  g.m = w->first.count, g.n = pitch_, g.k = size;
+  g.in = g.out_type = element_;
+  g.batches = heads;
+  g.x = w->first_query, g.ldx = pitch_, g.x_step = size;
+  g.w = linear.to_states.data(), g.w_step = static_cast<int64_t>(pitch_) * size;
+  g.out = w->qkv, g.ldo = static_cast<int64_t>(heads) * pitch_, g.out_step = pitch_;
+  Check(w, RunGemm(machine_, OwnPlanFor(machine_, g), g, w->stream), "taking queries to the states");
+
+  StatesAttention a;
+  a.states = w->all.states, a.pitch = pitch_;
+  a.found = w->qkv;
+  a.ranges = w->row_ranges;
+  a.count = w->first.count, a.heads = heads, a.hidden = config_.hidden_size, a.head_size = size;
+  a.reversed = Turn(w, &w->all);
+  Check(w, RunStatesAttention(machine_, element_, a, w->stream), "attending to the states");
+
+  const bool own = linear.to_values.data() != nullptr;
+  g.n = size, g.k = pitch_;
+  g.x = w->qkv, g.ldx = g.ldo, g.x_step = pitch_;
+  g.w = own ? linear.to_values.data() : linear.w.data() + 2 * static_cast<int64_t>(linear.part) * linear.k * 2;
+  g.bias = linear.bias.as<float>() + 2 * linear.part, g.bias_step = size;
+  g.out = w->first.context, g.ldo = pitch_, g.out_step = size;
+  Check(w, RunGemm(machine_, OwnPlanFor(machine_, g), g, w->stream), "taking what was found to values");
 }
 
 void CudaBackend::LinearAddNorm(Workspace* workspace, Span span, Slot, const PackedLinear& weight, Slot,
