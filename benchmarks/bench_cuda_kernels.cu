@@ -118,6 +118,34 @@ float TimeGraph(cudaStream_t stream, const Body& launch) {
   return times[3] * 100;
 }
 
+// The last layer without keys and values: the first tokens' queries to the states, what they find there, its values.
+void TimeStates(const Machine& machine, const Matrix& states, const int2* ranges, int rows, cudaStream_t stream) {
+  constexpr int kHidden = 768, kHeads = 12, kSize = kHidden / kHeads;
+  Matrix queries(Element::kHalf, rows, kHidden), found(Element::kHalf, rows, kHeads * kHidden);
+  Matrix weights(Element::kHalf, kHidden, kHidden), bias(Element::kFloat, 1, kHidden);
+  queries.Random(1.f), weights.Random(0.04f), bias.Random(1.f);
+  CHECK_CUDA(FillNoise(Element::kHalf, found.device, found.rows * found.columns, nullptr));
+  Gemm to_states;
+  to_states.m = rows, to_states.n = kHidden, to_states.k = kSize, to_states.batches = kHeads;
+  to_states.x = queries.device, to_states.ldx = kHidden, to_states.x_step = kSize;
+  to_states.w = weights.device, to_states.w_step = kHidden * kSize;
+  to_states.out = found.device, to_states.ldo = kHeads * kHidden, to_states.out_step = kHidden;
+  Gemm to_values = to_states;
+  to_values.n = kSize, to_values.k = kHidden;
+  to_values.x = found.device, to_values.ldx = kHeads * kHidden, to_values.x_step = kHidden;
+  to_values.bias = static_cast<float*>(bias.device), to_values.bias_step = kSize;
+  to_values.out = queries.device, to_values.ldo = kHidden, to_values.out_step = kSize;
+  StatesAttention a;
+  a.states = states.device, a.pitch = kHidden, a.found = found.device, a.ranges = ranges;
+  a.count = rows, a.heads = kHeads, a.hidden = kHidden, a.head_size = kSize;
+  const auto product = [&](const Gemm& g) {
+    return TimeGraph(stream, [&] { return RunGemm(machine, OwnPlanFor(machine, g), g, stream); });
+  };
+  std::printf("  first tokens to states %.2f, attending %.2f, to values %.2f\n", product(to_states),
+              TimeGraph(stream, [&] { return RunStatesAttention(machine, Element::kHalf, a, stream); }),
+              product(to_values));
+}
+
 // Attention by each kernel, attention of the first tokens, and the norm. Tokens of `jitter` or more shorten rows.
 void TimeAttention(const Machine& machine, int rows, int length, int jitter = 0) {
   std::vector<int2> ranges, firsts;
@@ -163,6 +191,7 @@ void TimeAttention(const Machine& machine, int rows, int length, int jitter = 0)
               TimeGraph(stream, [&] {
                 return RunAddNorm(machine, Element::kHalf, n, tokens, context.device, qkv.device, Quantized(), stream);
               }));
+  if (machine.hopper) TimeStates(machine, context, device_firsts, rows, stream);
   std::fflush(stdout);
   cudaStreamDestroy(stream);
   cudaFree(device_ranges);
