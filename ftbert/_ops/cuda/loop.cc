@@ -22,12 +22,9 @@ constexpr int kInPlaceRows = 128;
 // still in L2.
 constexpr int kTurnTokens = 4096;
 
-// From more tokens on the last layer's first tokens attend to the states, and neither keys nor values are computed. Up
-// to here it is in place where it can be.
-#ifndef FTBERT_ATTEND_STATES_TOKENS
-#define FTBERT_ATTEND_STATES_TOKENS kInPlaceTokens
-#endif
-constexpr int kAttendStatesTokens = FTBERT_ATTEND_STATES_TOKENS;
+// From more tokens on the last layer's first tokens attend to the states, and neither keys nor values are computed.
+// With fewer, the kernels that this takes are longer than what it saves.
+constexpr int kAttendStatesTokens = 12288;
 
 bool Turn(CudaWorkspace* w, const Rows* rows) {
   if (rows != &w->all || w->all.count <= kTurnTokens) return false;
