@@ -328,8 +328,14 @@ int main(int argc, char** argv) {
   }
   for (Element e : {Element::kHalf, Element::kBFloat, Element::kFloat8}) {
     if (!machine.hopper) break;
-    for (int m : small ? std::vector<int>{65} : std::vector<int>{1, 193, 512, 1030}) {
-      CheckGemm(machine, e, e == Element::kFloat8 ? Element::kHalf : e, m, 768, 1536, 0);
+    const Element out = e == Element::kFloat8 ? Element::kHalf : e;
+    if (small) {  // cuBLASLt's kernels for such a K are not clean under racecheck
+      Machine own = machine;
+      own.lt = false;
+      CheckGemm(own, e, out, 65, 112, 1552, 0);
+    }
+    for (int m : small ? std::vector<int>{} : std::vector<int>{1, 193, 512, 1030}) {
+      CheckGemm(machine, e, out, m, 768, 1536, 0);
     }
   }
   for (Element e : {Element::kHalf, Element::kBFloat}) {

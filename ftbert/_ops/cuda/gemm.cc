@@ -11,10 +11,12 @@ namespace {
 
 constexpr int kMostSplit = 8;    // the largest portable cluster
 constexpr int kMostSlices = 12;  // of 128 bytes of K in a CTA; with more it measured slower
-constexpr int kSplitRows = 128;      // up to here the split-K kernel is the first choice
-constexpr int kLeastSharedRows = 64;   // beyond, clusters of the kernel that shares K are faster where K is long:
-constexpr int kLongSlices = 24;        // so many slices of 128 bytes
-constexpr int kMostSplitRows = 512;  // and up to here it is searched
+constexpr int kSplitRows = kRuledRows;  // up to here the split-K kernel is the first choice
+constexpr int kMostSplitRows = 512;     // and up to here it is searched
+// Beyond so many rows clusters that share K are faster where K is long, so many slices of 128 bytes; beyond kSplitRows
+// clusters of two with half of them.
+constexpr int kLeastSharedRows = 64;
+constexpr int kLongSlices = 24;
 // Where cuBLASLt's first choice is faster than ours on Hopper: from here on, from fewer rows on with many weights (its
 // kernels end better in a single wave), and up to here: with more, ours take rows in the order that finds them in L2.
 constexpr int kLtRows = 2048, kLtSomeRows = 1024, kMostLtRows = 4096;
@@ -46,7 +48,7 @@ Plan SplitPlan(const Machine& machine, const Gemm& g) {
 }
 
 // Between the few rows that the split-K kernel is for and the many that fill the card with tiles: the largest cluster
-// with which all tiles are one wave; where K is short, one of two at most.
+// with which all tiles are one wave.
 Plan SharedPlan(const Machine& machine, const Gemm& g) {
   Plan best{Family::kShared, 0, 0};
   const bool long_k = Slices(g) >= kLongSlices;
@@ -54,7 +56,8 @@ Plan SharedPlan(const Machine& machine, const Gemm& g) {
   const int tiles = CeilDiv(g.m, kSharedRows) * CeilDiv(g.n, kSharedColumns);
   for (int split : kSharedSplits) {
     const Plan plan{Family::kShared, 0, split};
-    if (tiles * split <= machine.sms && (long_k || split == 2) && CanRun(plan, g)) best = plan;
+    const bool enough = long_k || (split == 2 && 2 * Slices(g) >= kLongSlices);
+    if (tiles * split <= machine.sms && enough && CanRun(plan, g)) best = plan;
   }
   return best;
 }

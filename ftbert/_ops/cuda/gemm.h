@@ -152,6 +152,10 @@ inline int ClusterTiles(const WgmmaTile& tile, const Gemm& g) {
   return CeilDiv(g.n, tile.columns * across) * CeilDiv(g.m, tile.rows * down);
 }
 
+// Up to so many rows products start while the kernels before them still run: timing one alone says little, and tuning
+// keeps the rule.
+constexpr int kRuledRows = 128;
+
 // Tokens of a tile of the split-K kernel.
 constexpr int kSplitTokens[] = {32, 64};
 constexpr int kSplitVariants = 2;

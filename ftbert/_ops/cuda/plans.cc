@@ -111,8 +111,7 @@ Plan PlanTable::Find(const Gemm& g) const {
 
 Status PlanTable::Search(Gemm gemm, const std::vector<const void*>& weights, cudaStream_t stream) {
   Plan best = PlanFor(machine_, gemm);
-  // Such products start while the kernels before them still run: timing one alone says little, and the rule stays.
-  if (best.family == Family::kSplit || best.family == Family::kShared) return Status();
+  if (best.family == Family::kSplit || (best.family == Family::kShared && gemm.m <= kRuledRows)) return Status();
   float least = -1.f;
   for (const Plan& plan : Candidates(machine_, gemm)) {
     const float time = TimePlan(machine_, plan, gemm, weights, stream);
