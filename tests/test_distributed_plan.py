@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from ftbert.distributed import offline, online
+from ftbert.distributed import offline, online, reading
 from ftbert.distributed.output import check_output, write
 from ftbert.errors import ConfigError, FtbertError, InputError, UnavailableError
 
@@ -96,6 +96,19 @@ def test_a_busy_replica_is_not_taken_for_a_dead_one(queued, failed, asked):
     replica._queue = Queue()
     replica.check_health()
     assert bool(questions) == asked
+
+
+@pytest.mark.parametrize("files, readers", [(1, "1"), (10, "1"), (11, "2"), (5000, "32")])
+def test_no_more_processes_read_footers_than_have_work(monkeypatch, files, readers):
+    name = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
+    monkeypatch.delenv(name, raising=False)
+    with reading._few_footer_readers(files):
+        assert os.environ[name] == readers
+    assert name not in os.environ
+    monkeypatch.setenv(name, "7")  # the user's own
+    with reading._few_footer_readers(files):
+        assert os.environ[name] == "7"
+    assert os.environ[name] == "7"
 
 
 # The output folder

@@ -115,6 +115,7 @@ def predict(
     settings["options"].update(
         device="cuda" if on_cards else "cpu", threads=None if on_cards else max(1, int(resources["num_cpus"]))
     )
+    read_rows = rows
     if _has_room(ray, resources):
         rows = rows.repartition(target_num_rows_per_block=_BLOCK_BATCHES * batch_rows)
     predicted = rows.map_batches(
@@ -130,7 +131,8 @@ def predict(
     if output is None:
         return predicted
     with _own_errors(path_in, format_in):
-        write(predicted, output, format_out, read, None if path_in is None else rows.count())
+        # Counted as they are read: of Parquet that takes the footers alone.
+        write(predicted, output, format_out, read, None if path_in is None else read_rows.count())
     return None
 
 

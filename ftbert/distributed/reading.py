@@ -1,9 +1,10 @@
 """The input of `predict`: which files, of which kind, and which of them cannot be read."""
 
+import contextlib
 import inspect
 import json
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ftbert.distributed.output import READER_CPUS
 from ftbert.errors import InputError
@@ -61,13 +62,28 @@ def read(path: str, kind: str) -> Any:
         if len(full) < len(files):
             empty = next(name for name in files if name not in full)
             raise InputError("%s: expected Parquet, found a file of 0 bytes. Copy it again." % empty)
-        return ray.data.read_parquet(files, **light)
+        with _few_footer_readers(len(files)):
+            return ray.data.read_parquet(files, **light)
     if not full:
         raise InputError("%s: expected a dataset with columns, got files of 0 bytes." % path)
     if kind == "jsonl":
         return ray.data.read_json(full, file_extensions=None, **light)
     parse, convert = _csv_options(full[0])
     return ray.data.read_csv(full, parse_options=parse, convert_options=convert, file_extensions=None, **light)
+
+
+@contextlib.contextmanager
+def _few_footer_readers(files: int) -> Iterator[None]:
+    """Ray 2.60 starts 32 processes for the footers of Parquet files, of which one reads ten: no more than have work."""
+    name = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(min(32, -(-files // 10)))
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def unreadable(path: str, kind: str) -> Optional[str]:
