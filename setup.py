@@ -227,7 +227,9 @@ class CMakeBuild(build_ext):
         if ninja:
             arguments += ["-GNinja", "-DCMAKE_MAKE_PROGRAM=" + ninja]
         arguments += os.environ.get("CMAKE_ARGS", "").split()
-        folder = Path(self.build_temp).resolve() / ("ninja" if ninja else "make")
+        # An editable install's build_temp is thrown away; the next one compiles only what changed.
+        temp = ROOT / "build" / "temp.editable" if getattr(self, "editable_mode", False) else Path(self.build_temp)
+        folder = temp.resolve() / ("ninja" if ninja else "make")
         stage = folder / "stage"
         jobs = self.parallel or os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or usable_cpus()
         folder.mkdir(parents=True, exist_ok=True)
