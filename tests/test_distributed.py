@@ -40,8 +40,11 @@ def cluster():
 
     os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, TESTS] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+    # A worker takes 1.5 s of processor time to start: a second without work shall not end those beyond one a processor.
+    os.environ.setdefault("RAY_num_workers_soft_limit", "6")
     store = 100 * 1024 * 1024
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": store})
+    head = {"num_cpus": 2, "object_store_memory": store, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
     nodes = [made.add_node(num_cpus=2, object_store_memory=store) for _ in range(2)]
     ray.init(address=made.address, logging_level="error", log_to_driver=False)
     yield made, nodes
