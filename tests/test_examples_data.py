@@ -7,6 +7,8 @@ import unicodedata
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples", "data")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from ftbert.streaming import EnginePool
 
+pytestmark = pytest.mark.once
+
 BENCHMARKS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "benchmarks")
 
 
