@@ -118,33 +118,34 @@ READER = """
     import tensorflow
     from tensorflow.compat import v1 as tf
 
-    folder, inputs, way, out = sys.argv[1:]
+    folder, inputs = sys.argv[1:3]
     inputs = {name: np.array(value, np.int32) for name, value in json.loads(inputs).items()}
-    if way == "v1":
-        tf.disable_eager_execution()
-        with tf.Session(graph=tf.Graph()) as session:
-            signature = tf.saved_model.load(session, ["serve"], folder).signature_def["serving_default"]
-            outputs = session.run(
-                {name: info.name for name, info in signature.outputs.items()},
-                {signature.inputs[name].name: value for name, value in inputs.items()},
-            )
-    else:
-        function = tensorflow.saved_model.load(folder).signatures["serving_default"]
-        outputs = function(**{name: tensorflow.constant(value) for name, value in inputs.items()})
-        outputs = {name: value.numpy() for name, value in outputs.items()}
+    for way in sys.argv[3:]:
+        if way == "v1":
+            with tf.Session(graph=tf.Graph()) as session:
+                signature = tf.saved_model.load(session, ["serve"], folder).signature_def["serving_default"]
+                outputs = session.run(
+                    {name: info.name for name, info in signature.outputs.items()},
+                    {signature.inputs[name].name: value for name, value in inputs.items()},
+                )
+        else:
+            function = tensorflow.saved_model.load(folder).signatures["serving_default"]
+            outputs = function(**{name: tensorflow.constant(value) for name, value in inputs.items()})
+            outputs = {name: value.numpy() for name, value in outputs.items()}
+        np.savez(way + ".npz", **outputs)
     assert not any(name.split(".")[0] == "ftbert" for name in sys.modules)
-    np.savez(out, **outputs)
 """
 
 
 def run_reader(folder, ways, out, python=sys.executable):
+    """The outputs that a program in the folder `out` reads in each way, and the rows that they are of."""
     ids, mask, segments, rows = padded_rows()
     inputs = json.dumps({"input_ids": ids.tolist(), "input_mask": mask.tolist(), "segment_ids": segments.tolist()})
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [python, "-c", textwrap.dedent(READER), folder, inputs, *ways]
+    subprocess.run(command, check=True, env=environment, cwd=out)
     for way in ways:
-        command = [python, "-c", textwrap.dedent(READER), folder, inputs, way, out]
-        subprocess.run(command, check=True, env=environment, cwd=os.path.dirname(out))
-        with np.load(out) as read:
+        with np.load(os.path.join(out, way + ".npz")) as read:
             yield {name: read[name] for name in read.files}, rows
 
 
@@ -154,7 +155,7 @@ def test_plain_tensorflow_serves_the_saved_model(tmp_path, act):
     source = make(tmp_path / "source", with_act(act), problem_type="multi_label" if act == "relu" else "single_label")
     folder = export_saved_model(source, str(tmp_path / "exported"))
     ways = ["v1"] if tensorflow.__version__.startswith("1.") else ["v1", "v2"]
-    for outputs, rows in run_reader(folder, ways, str(tmp_path / "out.npz")):
+    for outputs, rows in run_reader(folder, ways, str(tmp_path)):
         expected = oracle(source, rows, ("logits",))["logits"]
         assert set(outputs) == {"logits", "probabilities"}
         np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
@@ -173,7 +174,7 @@ def test_saved_model_of_an_encoder(tmp_path):
     pytest.importorskip("tensorflow")
     source = make(tmp_path / "source", labels=())
     folder = export_saved_model(source, str(tmp_path / "exported"))
-    ((outputs, rows),) = run_reader(folder, ["v1"], str(tmp_path / "out.npz"))
+    ((outputs, rows),) = run_reader(folder, ["v1"], str(tmp_path))
     expected = oracle(source, rows, ("token_states", "pooled"))
     states = np.concatenate([row[: len(ids)] for row, (ids, _) in zip(outputs["sequence_output"], rows)])
     np.testing.assert_allclose(states, expected["token_states"], atol=1e-5)

@@ -230,7 +230,7 @@ def test_two_runs_are_bitwise_equal_and_seeds_differ(tmp_path):
 
 
 def test_several_devices_and_micro_batches(tmp_path):
-    options = {"epochs": 1, "dropout": 0.0}
+    options = {"epochs": 1, "dropout": 0.0, "config": dict(TINY["config"], num_hidden_layers=1)}
     one = run(tmp_path / "one", **options)
     two, again = (run(tmp_path / name, devices=2, **options) for name in ("two", "again"))
     finetuning.assert_same(two.output, again.output)

@@ -16,7 +16,9 @@ from ftbert.training.batches import Batch  # noqa: E402
 from ftbert.training.graph import Schedule, TrainingGraph  # noqa: E402
 from ftbert.training.machine import find_machine  # noqa: E402
 
-CONFIG = BertConfig(30, 16, 2, 2, 32, 12, 2, "gelu_tanh", 0.0, 0.0, 0.2)
+# One layer: TensorFlow takes longer to build the graph of another one, twice or thrice, than to do all else here.
+ONE_LAYER = dict(finetuning.TINY["config"], num_hidden_layers=1)
+CONFIG = BertConfig(30, 16, 1, 2, 32, 12, 2, "gelu_tanh", 0.0, 0.0, 0.2)
 
 
 class Value:
@@ -106,7 +108,7 @@ def copies_of(graph, name):
 
 
 def test_copies_stay_equal_and_restore_fills_them_all(start):
-    dropped = BertConfig(30, 16, 2, 2, 32, 12, 2, "gelu_tanh", 0.1, 0.1, 0.2)
+    dropped = BertConfig(30, 16, 1, 2, 32, 12, 2, "gelu_tanh", 0.1, 0.1, 0.2)
     graph = build(2, start, dropped, classifier_dropout=0.1)
     for index in range(3):
         graph.train_step([batch(8, index)])
@@ -126,7 +128,7 @@ def test_copies_stay_equal_and_restore_fills_them_all(start):
 
 def test_devices_draw_dropout_each_for_itself(start):
     """Were the draws the same, rows 0 and 1 of equal text would be dropped alike on two devices."""
-    dropped = BertConfig(30, 16, 2, 2, 32, 12, 2, "gelu_tanh", 0.5, 0.0, 0.2)
+    dropped = BertConfig(30, 16, 1, 2, 32, 12, 2, "gelu_tanh", 0.5, 0.0, 0.2)
     graph = build(2, start, dropped)
     twice = Batch(*(np.concatenate([array, array]) for array in batch(1)))
     losses = graph.session.run(graph._losses, graph._feed(twice, labels=True))
@@ -135,15 +137,16 @@ def test_devices_draw_dropout_each_for_itself(start):
 
 
 def test_a_whole_run_repeats_bit_by_bit_and_says_what_it_used(tmp_path):
-    results = [finetuning.run(tmp_path / name, epochs=2, devices=2) for name in ("first", "second")]
+    results = [finetuning.run(tmp_path / name, epochs=2, devices=2, config=ONE_LAYER) for name in ("first", "second")]
     finetuning.assert_same(results[0].output, results[1].output)
     assert any("Training on 2 virtual CPUs" in notice for notice in results[0].notices)
-    one = finetuning.run(tmp_path / "one", epochs=1)
+    one = finetuning.run(tmp_path / "one", epochs=1, config=ONE_LAYER)
     assert not any("Training on" in notice for notice in one.notices)
 
 
 def test_a_killed_run_on_two_devices_ends_the_same(tmp_path, monkeypatch):
-    straight = finetuning.run(tmp_path / "straight", epochs=3, devices=2)
+    options = {"epochs": 3, "config": ONE_LAYER}
+    straight = finetuning.run(tmp_path / "straight", devices=2, **options)
     from ftbert.training import trainer
 
     def dying(lengths, batch_size, seed, epoch):
@@ -153,12 +156,12 @@ def test_a_killed_run_on_two_devices_ends_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "epoch_plan", dying)
     with pytest.raises(RuntimeError, match="killed"):
-        finetuning.run(tmp_path / "killed", epochs=3, devices=2)
+        finetuning.run(tmp_path / "killed", devices=2, **options)
     monkeypatch.undo()
     with pytest.raises(finetuning.ConfigError, match="resume=False"):
-        finetuning.run(tmp_path / "killed", epochs=3, devices=1)
+        finetuning.run(tmp_path / "killed", devices=1, **options)
     assert os.path.exists(str(tmp_path / "killed.training" / "progress.json"))
-    finetuning.assert_same(straight.output, finetuning.run(tmp_path / "killed", epochs=3, devices=2).output)
+    finetuning.assert_same(straight.output, finetuning.run(tmp_path / "killed", devices=2, **options).output)
 
 
 def test_what_is_used_is_said(monkeypatch):
