@@ -42,6 +42,8 @@ def cluster():
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     # A worker takes 1.5 s of processor time to start: a second without work shall not end those beyond one a processor.
     os.environ.setdefault("RAY_num_workers_soft_limit", "6")
+    # Ray gives workers a niceness of 15: beside other work on few processors they would hardly run at all.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     store = 100 * 1024 * 1024
     head = {"num_cpus": 2, "object_store_memory": store, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=head)
