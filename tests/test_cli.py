@@ -133,7 +133,8 @@ def test_names_are_printed_as_they_are(model, tmp_path, capsys):
     folder = tmp_path / "[red] :smile:" / ("long" * 20)
     shutil.copytree(model, str(folder))
     assert run("info", folder) == 0
-    assert "[red] :smile:" in capsys.readouterr().out
+    # Where the line breaks depends on how long the temporary folder's name is.
+    assert "[red]:smile:" in "".join(capsys.readouterr().out.split())
     assert run("demo", "[bold]:cat:", "--seconds", "0.01") == 0
     assert "[bold]:cat:" in capsys.readouterr().out
 
