@@ -25,6 +25,7 @@ constexpr int kTurnTokens = 4096;
 // From more tokens on the last layer's first tokens attend to the states, and neither keys nor values are computed.
 // With fewer, the kernels that this takes are longer than what it saves.
 constexpr int kAttendStatesTokens = 12288;
+static_assert(kAttendStatesTokens >= kInPlaceTokens, "the first tokens' states have been gathered");
 
 bool Turn(CudaWorkspace* w, const Rows* rows) {
   if (rows != &w->all || w->all.count <= kTurnTokens) return false;
@@ -198,7 +199,7 @@ void CudaBackend::GatherFirst(Workspace* workspace) {
 // there is room for it but for batches of very short rows.
 bool CudaBackend::AttendsStates(const CudaWorkspace* w, const CudaLinear& qkv) const {
   const int64_t found = static_cast<int64_t>(w->first.count) * config_.num_heads;
-  return qkv.to_states.data() != nullptr && !w->first_in_place && w->all.count > kAttendStatesTokens &&
+  return qkv.to_states.data() != nullptr && w->all.count > kAttendStatesTokens &&
          found <= 4 * static_cast<int64_t>(w->all.count);
 }
 
