@@ -283,8 +283,8 @@ class FastBertClassifier:
         return self._engine
 
     def describe(self) -> List[Dict[str, Any]]:
-        """Each device's engine: name, device, precision, isa, threads, weight_bytes, scratch_bytes, runtime; failure:
-        what it raised, if it has not worked since and others do its work (None: all is well)."""
+        """Each device's engine: name, device, precision, weight_bytes, scratch_bytes, runtime; a CPU's isa, threads and
+        strassen (products take tokens in pairs); failure: what it raised and has not worked since, or None."""
         with self._gate:
             states = [runtime.describe() for runtime in self._runtimes]
         return [dict(state, failure=failure) for state, failure in zip(states, self._pool.failures)]

@@ -36,7 +36,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(const Config& config, Isa level, const LinearKernel* linear, int threads)
       : config_(config), level_(level), linear_(linear), head_(Fp32Kernel(level)), kernels_(KernelsFor(level)),
-        threads_(threads), plan_{config, linear, kernels_, threads} {}
+        threads_(threads), plan_{config, linear, kernels_, threads, PairRows(*linear, config)} {}
 
   Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override {
     std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
@@ -96,7 +96,15 @@ class CpuBackend final : public Backend {
     Copy(w->View(Slot::kLogits), config_.num_labels, outputs.logits);
     Copy(w->View(Slot::kPooled), config_.hidden_size, outputs.pooled);
     Copy(w->View(Slot::kFirstStates), config_.hidden_size, outputs.first_states);
-    Copy(w->View(Slot::kStates), config_.hidden_size, outputs.token_states);
+    if (outputs.token_states == nullptr) return Status();
+    const Rows states = w->View(Slot::kStates);
+    for (int32_t b = 0; b < w->shape.rows; ++b) {
+      Rows of_row = states;
+      of_row.data = states.row(w->Begin(b));
+      of_row.count = w->Length(b);
+      Copy(of_row, config_.hidden_size,
+           outputs.token_states + static_cast<int64_t>(w->batch.row_splits[b]) * config_.hidden_size);
+    }
     return Status();
   }
 
@@ -111,6 +119,7 @@ class CpuBackend final : public Backend {
       for (int32_t begin = 0; begin < length; begin += kStretchTokens) {
         w->stretches.push_back(Stretch{b, begin, std::min(kStretchTokens, length - begin)});
       }
+      if (w->Filled(b)) Clear(states, w->Begin(b) + length);
     }
     w->team->ForEach(static_cast<int>(w->stretches.size()), [&](int index, int) {
       const Stretch& stretch = w->stretches[index];
@@ -129,7 +138,7 @@ class CpuBackend final : public Backend {
       task.gamma = layer_norm.gamma.data();
       task.beta = layer_norm.beta.data();
       task.epsilon = layer_norm.epsilon;
-      task.out = states.row(first);
+      task.out = states.row(w->Begin(stretch.row) + stretch.begin);
       task.out_stride = states.stride;
       kernels_->embed(task);
     });
@@ -171,10 +180,13 @@ class CpuBackend final : public Backend {
       return work_a != work_b ? work_a > work_b : (a.row != b.row ? a.row < b.row : a.begin < b.begin);
     });
 
+    for (int32_t b = 0; b < w->shape.rows; ++b) {  // what no token attends with is to stay small
+      if (!first_only && w->Filled(b)) Clear(out, w->Begin(b) + w->Length(b));
+    }
     w->team->ForEach(static_cast<int>(w->stretches.size()) * N, [&](int index, int thread) {
       const Stretch& stretch = w->stretches[index / N];
       const int32_t head = index % N;
-      const int32_t first = w->batch.row_splits[stretch.row];
+      const int32_t first = w->Begin(stretch.row);
       const int64_t at = first_only ? stretch.row : first + stretch.begin;
       AttentionTask task;
       task.query = query.row(at) + head * D;
@@ -199,7 +211,7 @@ class CpuBackend final : public Backend {
     const Rows states = w->View(Slot::kStates);
     const Rows first = w->View(Slot::kFirstStates);
     for (int32_t b = 0; b < w->shape.rows; ++b) {
-      std::memcpy(first.row(b), states.row(w->batch.row_splits[b]), config_.hidden_size * sizeof(float));
+      std::memcpy(first.row(b), states.row(w->Begin(b)), config_.hidden_size * sizeof(float));
     }
   }
 
@@ -231,7 +243,7 @@ class CpuBackend final : public Backend {
       task.u = task.out = heads.row(stretch.row) + static_cast<ptrdiff_t>(head) * H;
       task.stride = H;
       task.heads = std::min(together, N - head);
-      task.states = states.row(w->batch.row_splits[stretch.row]);
+      task.states = states.row(w->Begin(stretch.row));
       task.states_stride = states.stride;
       task.tokens = stretch.count;
       task.hidden = H;
@@ -272,7 +284,8 @@ class CpuBackend final : public Backend {
   std::string DescribeFields() const override {
     return std::string("\"device\": \"cpu\", \"precision\": \"") + PrecisionText() + "\", \"isa\": \"" +
            IsaName(linear_->isa()) + "\", \"isa_level\": \"" + IsaName(level_) + "\", \"threads\": " +
-           std::to_string(threads_) + ", \"scratch_bytes\": " + std::to_string(scratch_bytes_.load());
+           std::to_string(threads_) + ", \"strassen\": " + (plan_.pairs ? "true" : "false") +
+           ", \"scratch_bytes\": " + std::to_string(scratch_bytes_.load());
   }
 
  private:
@@ -287,6 +300,8 @@ class CpuBackend final : public Backend {
     const auto& matrix = static_cast<const PackedMatrix&>(weight);
     Of(w).Linear(matrix, 0, static_cast<int32_t>(matrix.panels.size()), epilogue, w->View(in), w->View(out));
   }
+
+  void Clear(const Rows& rows, int32_t row) const { std::fill_n(rows.row(row), config_.hidden_size, 0.f); }
 
   static void Copy(const Rows& from, int32_t columns, float* to) {
     if (to == nullptr) return;

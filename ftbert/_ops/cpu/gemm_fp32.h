@@ -59,6 +59,8 @@ struct MicroTask {
   ptrdiff_t in_stride;
   const float* weights;        // weights[k * weights_stride + column]
   ptrdiff_t weights_stride;    // read only where the template's kStride is 0
+  const float* minus;          // kMade: the weights are these less `minus`, and are left in `made` as well
+  float* made;                 // may be either of the two
   const float* bias;           // null: none
   float* out;
   ptrdiff_t out_stride;
@@ -69,7 +71,7 @@ struct MicroTask {
 };
 
 // kRows rows by kVecs vectors of columns. kAhead > 0 prefetches the weights so many floats ahead.
-template <int kRows, int kVecs, int kStride, int kAhead>
+template <int kRows, int kVecs, int kStride, int kAhead, bool kMade = false>
 void MicroTile(const MicroTask& task) {
   const ptrdiff_t in_stride = task.in_stride;
   const ptrdiff_t out_stride = task.out_stride;
@@ -91,10 +93,22 @@ void MicroTile(const MicroTask& task) {
   for (int i = 0; i < (kRows + 2) / 3; ++i) rows[i] = task.in + 3 * i * in_stride;
   const float* weights = task.weights;
   const float* next = task.next;
+  const float* minus = task.minus;
+  float* made = task.made;
   for (int k = task.inputs; k > 0; --k) {
     Vec w[kVecs];
 #pragma GCC unroll 4
-    for (int n = 0; n < kVecs; ++n) w[n] = Load(weights + n * kLanes);
+    for (int n = 0; n < kVecs; ++n) {
+      w[n] = Load(weights + n * kLanes);
+      if (kMade) {
+        w[n] = Sub(w[n], Load(minus + n * kLanes));
+        Store(made + n * kLanes, w[n]);
+      }
+    }
+    if (kMade) {
+      minus += kStride;
+      made += kStride;
+    }
     if (kAhead > 0) {
 #pragma GCC unroll 4
       for (int n = 0; n < kVecs * kLanes; n += 16) Prefetch(weights + kAhead + n);
@@ -128,12 +142,12 @@ void MicroTile(const MicroTask& task) {
 using MicroFunction = void (*)(const MicroTask&);
 
 // MicroTile of `rows` rows, 1 .. kRows.
-template <int kRows, int kVecs, int kStride, int kAhead>
+template <int kRows, int kVecs, int kStride, int kAhead, bool kMade = false>
 MicroFunction FindMicro(int rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return FindMicro<kRows - 1, kVecs, kStride, kAhead>(rows);
+    if (rows < kRows) return FindMicro<kRows - 1, kVecs, kStride, kAhead, kMade>(rows);
   }
-  return MicroTile<kRows, kVecs, kStride, kAhead>;
+  return MicroTile<kRows, kVecs, kStride, kAhead, kMade>;
 }
 
 // Rows cut into tiles as even as can be: with tiles of at most 14, 16 rows are 8 + 8 and not 14 + 2.

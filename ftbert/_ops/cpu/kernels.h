@@ -34,6 +34,35 @@ struct GemmTask {
   int32_t first_column;
 };
 
+// Pairs of rows as gemm_pairs reads them: pair_floats(inputs) floats for each.
+struct PreparePairsTask {
+  const float* in;        // pair 0's first row; up to a vector past a row's end may be read
+  ptrdiff_t in_stride;
+  int32_t pairs;
+  int32_t inputs;         // even
+  float* prepared;
+  ptrdiff_t pair_stride;  // floats
+};
+
+// GemmTask for pairs of rows, by seven products of halves instead of eight (gemm_strassen.h).
+struct PairsTask {
+  const float* in;        // as prepare_pairs left it: pair 0, its inputs from k_begin on
+  ptrdiff_t pair_stride;  // floats
+  int32_t pairs;
+  const float* weights;   // this and the following as in GemmTask
+  size_t panel_floats;
+  const float* bias;
+  const Panel* panels;
+  int32_t num_panels;     // even
+  int32_t inputs;         // even
+  int32_t k_begin;        // a multiple of input_block
+  int32_t k_end;          // another, or `inputs`
+  int32_t activation;
+  float* out;             // pair 0's first row, column first_column; its second row is out_stride behind
+  ptrdiff_t out_stride;
+  int32_t first_column;
+};
+
 // softmax(scale q K^T) V for `queries` query rows of one head of one row of text.
 struct AttentionTask {
   const float* query;    // (queries, D) at query_stride
@@ -103,7 +132,11 @@ struct Kernels {
   int32_t panel_columns;
   int32_t lanes;
   int32_t query_tile;     // queries that attention takes at a time
+  int32_t input_block;    // inputs that gemm and gemm_pairs take at a time
   void (*gemm)(const GemmTask& task);
+  size_t (*pair_floats)(int32_t inputs);
+  void (*prepare_pairs)(const PreparePairsTask& task);
+  void (*gemm_pairs)(const PairsTask& task);
   size_t (*attention_scratch_floats)(int32_t keys, int32_t head_size);
   void (*attention)(const AttentionTask& task);
   size_t (*attend_states_scratch_floats)(int32_t hidden);

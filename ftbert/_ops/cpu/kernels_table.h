@@ -5,6 +5,7 @@
 #include "cpu/attend_states.h"
 #include "cpu/attention.h"
 #include "cpu/gemm_fp32.h"
+#include "cpu/gemm_strassen.h"
 #include "cpu/row_kernels.h"
 
 namespace ftbert {
@@ -12,8 +13,9 @@ namespace cpu {
 namespace {
 
 constexpr Kernels kKernels = {
-    kRowTile, kPanel, kLanes, kQueryTile, Gemm, AttentionScratchFloats, Attention, AttendStatesScratchFloats,
-    AttendStates, Embed, AddNorm, ActivateSpan, kPeakChains, Peak,
+    kRowTile, kPanel, kLanes, kQueryTile, kInputBlock, Gemm, PairFloats, PreparePairs, GemmPairs,
+    AttentionScratchFloats, Attention, AttendStatesScratchFloats, AttendStates, Embed, AddNorm, ActivateSpan,
+    kPeakChains, Peak,
 };
 
 }  // namespace

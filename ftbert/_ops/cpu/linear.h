@@ -6,7 +6,8 @@
 //
 // Contract on results: element (m, n) depends on input row m and on the weights alone, bit for bit: never on how many
 // rows the tile has, where the tile begins, or how the inputs are split into k ranges. (fp32: one accumulator per
-// element, k ascending, whatever the register tile. int8: integer sums are exact.)
+// element, k ascending, whatever the register tile. int8: integer sums are exact.) A kernel for pairs of rows: on both
+// rows of the pair.
 //
 // Weights are kept in panels of `panel_columns` columns. Each part (q, k, v) begins a panel, so the last panel of a
 // part may be narrower than the rest; its missing columns are packed as zeros and never written to `out`.
@@ -58,7 +59,8 @@ struct Tile {
   int32_t rows = 0;
   int32_t panel_begin = 0;
   int32_t panel_end = 0;
-  // A part of the inputs only if the kernel splits_inputs(); multiples of input_step() except for k_end == K. Where
+  // A part of the inputs only if the kernel splits_inputs(); multiples of input_step() except for k_end == K (where it
+  // prepares_parts(), `in` is what Prepare made of these inputs alone). Where
   // k_begin > 0, `out` holds the sum of the earlier ranges; bias and activation are applied when k_end == K.
   int32_t k_begin = 0;
   int32_t k_end = 0;
@@ -86,8 +88,17 @@ class LinearKernel {
   // panel from cache, small enough that the rows' inputs and outputs stay in the second-level cache.
   virtual int32_t block_rows(int32_t inputs, int32_t outputs) const = 0;
 
+  // The kernel that takes rows in pairs, both of one row of text, on the same packed weights, if every part has a
+  // multiple of its panel_step() of panels. Null: none.
+  virtual const LinearKernel* pairs() const { return nullptr; }
+
+  virtual int32_t panel_step() const { return 1; }  // tiles begin and end at multiples of so many panels of a part
+  // From so many rows for each thread on, threads take whole rows.
+  virtual int32_t rows_per_thread() const { return 64; }
+
   virtual bool splits_inputs() const { return false; }
   virtual int32_t input_step() const { return 1; }
+  virtual bool prepares_parts() const { return false; }
   virtual bool writes_prepared() const { return false; }
 
   // parts[i].rows is the same K for all. Fills everything in `packed`; use MakePanels and Reader below.
@@ -114,7 +125,7 @@ class LinearKernel {
     (void)in, (void)in_stride, (void)rows, (void)inputs, (void)prepared, (void)stride;
   }
 
-  // Computes one tile. Called from many threads at once; may use up to 64 KiB of stack, allocates nothing.
+  // Computes one tile. Called from many threads at once; may use up to 256 KiB of stack, allocates nothing.
   virtual void Compute(const PackedMatrix& weight, const Tile& tile) const = 0;
 };
 

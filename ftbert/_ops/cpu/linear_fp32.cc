@@ -1,4 +1,4 @@
-// The fp32 LinearKernel: the same class over each instruction set's function table.
+// The fp32 LinearKernels, of rows and of pairs of rows: the same classes over each instruction set's function table.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -11,9 +11,12 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-class Fp32Linear final : public LinearKernel {
+class Fp32Linear : public LinearKernel {
  public:
-  Fp32Linear(Isa isa, const Kernels* kernels) : isa_(isa), kernels_(kernels) {}
+  Fp32Linear(Isa isa, const Kernels* kernels, const LinearKernel* pairs = nullptr)
+      : kernels_(kernels), isa_(isa), pairs_(pairs) {}
+
+  const LinearKernel* pairs() const override { return pairs_; }
 
   Precision precision() const override { return Precision::kFloat32; }
   Isa isa() const override { return isa_; }
@@ -50,24 +53,71 @@ class Fp32Linear final : public LinearKernel {
     task.in = static_cast<const float*>(tile.in);
     task.in_stride = static_cast<ptrdiff_t>(tile.in_stride / sizeof(float));
     task.rows = tile.rows;
-    task.panel_floats = weight.panel_bytes / sizeof(float);
-    task.weights = weight.weights.as<float>() + tile.panel_begin * task.panel_floats;
-    task.bias = weight.bias.as<float>() + static_cast<size_t>(tile.panel_begin) * kernels_->panel_columns;
-    task.panels = weight.panels.data() + tile.panel_begin;
-    task.num_panels = tile.panel_end - tile.panel_begin;
-    task.inputs = weight.inputs;
-    task.k_begin = tile.k_begin;
-    task.k_end = tile.k_end;
-    task.activation = static_cast<int32_t>(tile.epilogue);
-    task.out = tile.out;
-    task.out_stride = tile.out_stride;
-    task.first_column = tile.first_column;
+    FillTask(weight, tile, &task);
     kernels_->gemm(task);
   }
 
+ protected:
+  // What both forms of a product have in common.
+  template <typename Task>
+  void FillTask(const PackedMatrix& weight, const Tile& tile, Task* task) const {
+    task->panel_floats = weight.panel_bytes / sizeof(float);
+    task->weights = weight.weights.as<float>() + tile.panel_begin * task->panel_floats;
+    task->bias = weight.bias.as<float>() + static_cast<size_t>(tile.panel_begin) * kernels_->panel_columns;
+    task->panels = weight.panels.data() + tile.panel_begin;
+    task->num_panels = tile.panel_end - tile.panel_begin;
+    task->inputs = weight.inputs;
+    task->k_begin = tile.k_begin;
+    task->k_end = tile.k_end;
+    task->activation = static_cast<int32_t>(tile.epilogue);
+    task->out = tile.out;
+    task->out_stride = tile.out_stride;
+    task->first_column = tile.first_column;
+  }
+
+  const Kernels* kernels_;
+
  private:
   Isa isa_;
-  const Kernels* kernels_;
+  const LinearKernel* pairs_;
+};
+
+// A prepared pair is what prepare_pairs makes of it, in the room of a group of two rows.
+class Fp32Pairs final : public Fp32Linear {
+ public:
+  using Fp32Linear::Fp32Linear;
+
+  int32_t row_tile() const override { return 2 * kernels_->row_tile; }
+  int32_t panel_step() const override { return 2; }
+  // In the grid, weights are added up once for all rows. (One row of 128 tokens on two threads: 5% faster than at 64.)
+  int32_t rows_per_thread() const override { return 128; }
+  int32_t input_step() const override { return kernels_->input_block; }
+  bool prepares_parts() const override { return true; }
+  int32_t group_rows() const override { return 2; }
+  size_t input_row_bytes(int32_t inputs) const override {
+    return (kernels_->pair_floats(inputs) * sizeof(float) / 2 + 63) / 64 * 64;
+  }
+
+  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
+               size_t stride) const override {
+    PreparePairsTask task;
+    task.in = in;
+    task.in_stride = in_stride;
+    task.pairs = rows / 2;
+    task.inputs = inputs;
+    task.prepared = static_cast<float*>(prepared);
+    task.pair_stride = static_cast<ptrdiff_t>(2 * stride / sizeof(float));
+    kernels_->prepare_pairs(task);
+  }
+
+  void Compute(const PackedMatrix& weight, const Tile& tile) const override {
+    PairsTask task;
+    task.in = static_cast<const float*>(tile.in);
+    task.pair_stride = static_cast<ptrdiff_t>(2 * tile.in_stride / sizeof(float));
+    task.pairs = tile.rows / 2;
+    FillTask(weight, tile, &task);
+    kernels_->gemm_pairs(task);
+  }
 };
 
 }  // namespace
@@ -85,14 +135,17 @@ const Kernels* KernelsFor(Isa level) {
 
 const LinearKernel* Fp32Kernel(Isa level) {
 #ifdef FTBERT_WITH_AVX512
-  static const Fp32Linear avx512(Isa::kAvx512, KernelsAvx512());
+  static const Fp32Pairs avx512_pairs(Isa::kAvx512, KernelsAvx512());
+  static const Fp32Linear avx512(Isa::kAvx512, KernelsAvx512(), &avx512_pairs);
   if (level >= Isa::kAvx512) return &avx512;
 #endif
 #ifdef FTBERT_WITH_AVX2
-  static const Fp32Linear avx2(Isa::kAvx2, KernelsAvx2());
+  static const Fp32Pairs avx2_pairs(Isa::kAvx2, KernelsAvx2());
+  static const Fp32Linear avx2(Isa::kAvx2, KernelsAvx2(), &avx2_pairs);
   if (level >= Isa::kAvx2) return &avx2;
 #endif
-  static const Fp32Linear portable(Isa::kPortable, KernelsPortable());
+  static const Fp32Pairs portable_pairs(Isa::kPortable, KernelsPortable());
+  static const Fp32Linear portable(Isa::kPortable, KernelsPortable(), &portable_pairs);
   (void)level;
   return &portable;
 }

@@ -4,6 +4,9 @@
 // both products of the feed-forward, residual and layer norm), so that a block's intermediates never leave its cache.
 // Few rows per thread: rows x columns are cut into a grid, so that each weight is read by as few threads as possible
 // and a text of 16 tokens still occupies all of them.
+//
+// Rows that stand in pairs go to the kernel's pairs(), the others to the kernel itself, in one pass: a task that has
+// rows of both kinds takes one after the other.
 #ifndef FTBERT_CPU_PRODUCT_H_
 #define FTBERT_CPU_PRODUCT_H_
 
@@ -24,6 +27,7 @@ struct Rows {
   float* data = nullptr;
   ptrdiff_t stride = 0;
   int32_t count = 0;
+  int32_t paired = 0;  // so many of the first rows stand in pairs: an even number
   float* row(int64_t index) const { return data + index * stride; }
 };
 
@@ -62,14 +66,28 @@ class Products {
                    Rows states);
 
  private:
-  void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, const void* in,
-            size_t in_stride, int32_t rows, Rows out, void* prepared_out, size_t prepared_stride);
-  const void* PrepareAll(const LinearKernel& kernel, Rows in, int32_t inputs, Buffer* to, size_t* stride);
+  // A product's inputs as its kernels read them: rows of floats, of which those that a kernel prepares (all, or the
+  // paired ones) are also in the kernel's form.
+  struct Inputs {
+    Rows rows;
+    const void* prepared = nullptr;
+    size_t stride = 0;  // bytes
+  };
+
+  // The kernel of the rows [0, paired) or, without any, of all.
+  static const LinearKernel& FirstKernel(const PackedMatrix& weight, Rows rows) {
+    return rows.paired > 0 ? *weight.kernel->pairs() : *weight.kernel;
+  }
+  int32_t Blocks(const PackedMatrix& weight, Rows in) const;
+  void Block(const LinearKernel& kernel, const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end,
+             Epilogue epilogue, Rows in, Rows out, void* local) const;
+  void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, const Inputs& in,
+            Rows out, void* prepared_out, size_t prepared_stride);
+  Inputs PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to);
   void AddNormAll(Rows in, Rows residual, const CpuNorm& norm);
-  void AddNorm(const float* in, ptrdiff_t in_stride, float* residual, ptrdiff_t residual_stride, int32_t rows,
-               const CpuNorm& norm) const;
-  void FeedForwardBlock(const PackedMatrix& up, const PackedMatrix& down, Epilogue activation, const CpuNorm& norm,
-                        Rows states, void* local) const;
+  void AddNorm(Rows in, Rows residual, const CpuNorm& norm) const;
+  void FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& up, const PackedMatrix& down,
+                        Epilogue activation, const CpuNorm& norm, Rows states, void* local) const;
 
   const Kernels* kernels_;
   Team* team_;

@@ -10,6 +10,7 @@ set(FTBERT_CPU_SOURCES
     cpu/backend.cc
     cpu/cpu_count.cc
     cpu/embedding_tables.cc
+    cpu/feed_forward.cc
     cpu/groups.cc
     cpu/isa.cc
     cpu/linear.cc

@@ -25,11 +25,22 @@ struct WorkspacePlan {
   const Kernels* kernels;
   int threads;
 
+  bool pairs;  // PairRows(linear, config)
+
   int32_t head_size() const { return config.hidden_size / config.num_heads; }
   ptrdiff_t Stride(Slot slot) const;  // floats
   ptrdiff_t HeadsStride() const;
-  int32_t QkvRows(const Shape& shape) const;  // rows of kQkv that have the room of its two uses
+  int32_t TokenRows(const Shape& shape) const;  // rows of slots that have one for each token, at most
+  int32_t QkvRows(const Shape& shape) const;    // rows of kQkv that have the room of its two uses
 };
+
+// A row of text with so many tokens has them taken in pairs: alone on its processor, one of fewer would not pay for the
+// adding up of weights. It is up to the row alone, so that its bits are.
+constexpr int32_t kPairedTokens = 24;
+
+// Whether the encoder's products can and should take rows in pairs (gemm_strassen.h). FTBERT_CPU_STRASSEN=0 says no, 1
+// says where they can.
+bool PairRows(const LinearKernel& kernel, const Config& config);
 
 // A stretch of one row of text: what one task of Embed or Attend works on.
 struct Stretch {
@@ -54,6 +65,10 @@ class CpuWorkspace final : public Workspace {
   // (B, N * H): H floats for each head of each row, in the place of kQkv.
   Rows Heads() const;
   int32_t Length(int32_t row) const { return batch.row_splits[row + 1] - batch.row_splits[row]; }
+  // Where a row of text begins in slots that have a row for each token: rows of text whose tokens are taken in pairs
+  // come first, and where their number is odd a row follows that belongs to no token.
+  int32_t Begin(int32_t row) const { return plan_->pairs ? begins_[row] : batch.row_splits[row]; }
+  bool Filled(int32_t row) const { return plan_->pairs && Length(row) >= kPairedTokens && Length(row) % 2 == 1; }
   size_t bytes() const;
 
   Team* team = nullptr;  // of the run in flight
@@ -65,6 +80,7 @@ class CpuWorkspace final : public Workspace {
  private:
   static constexpr int kNumSlots = 8;
 
+  void Place();
   bool MakeRoom(const Shape& needed, int threads);
   bool MakeLanes();
   bool ReserveSlots(const int64_t (&rows)[kNumSlots]);
@@ -73,6 +89,9 @@ class CpuWorkspace final : public Workspace {
 
   const WorkspacePlan* plan_;
   Buffer slots_[kNumSlots];
+  std::vector<int32_t> begins_;  // of the rows of text, if the plan has pairs
+  int32_t token_rows_ = 0;
+  int32_t paired_ = 0;           // of token_rows_, the first ones
   int runs_ = 0;
   int32_t most_tokens_ = 0;  // of a run of the loop here, since the count of runs began
   bool in_groups_ = false;   // some run since then was
