@@ -26,6 +26,7 @@ enum class Planted {
   kHalfBarrier,          // a named barrier that half of its threads leave out
   kOtherNotBegun,        // a write into a CTA of the cluster that may not have begun
   kOtherEnded,           // and into one that may have ended
+  kSentUnwaited,         // what the other sends, read before the barrier that counts its bytes
   kStoredUnordered,      // the copy engine stores what another lane has written, without __syncwarp
   kStoredUnfenced,       // and without that lane's WrittenForCopyEngine
   kOverwritten,          // what it stores is written again before it is waited for
@@ -34,7 +35,8 @@ constexpr Planted kAll[] = {Planted::kNone,           Planted::kUnorderedInWarp,
                             Planted::kReadUnwritten,  Planted::kSharedOutOfBounds, Planted::kDeviceOutOfBounds,
                             Planted::kBeforePrevious, Planted::kNoWait,            Planted::kUnfinishedCopy,
                             Planted::kHalfBarrier,    Planted::kOtherNotBegun,     Planted::kOtherEnded,
-                            Planted::kStoredUnordered, Planted::kStoredUnfenced,   Planted::kOverwritten};
+                            Planted::kSentUnwaited,   Planted::kStoredUnordered,   Planted::kStoredUnfenced,
+                            Planted::kOverwritten};
 
 __global__ void Faulty(Planted planted, const float* in, float* out, const CUtensorMap map) {
   const uint32_t base = SharedAddress(DynamicShared()), mine = base + 4 * threadIdx.x;
@@ -56,10 +58,18 @@ __global__ void Faulty(Planted planted, const float* in, float* out, const CUten
   sum += LoadShared4(copied).x;
   WaitCopies<0>();
   if (!is(Planted::kHalfBarrier) || threadIdx.x < 32) NamedBarrierSync(1, 64);
-  const uint32_t sent = base + 2048 + 16 * threadIdx.x;
+  const uint32_t sent = base + 2048 + 16 * threadIdx.x, inbox = base + 5120 + 16 * threadIdx.x, arrived = base + 512;
+  if (threadIdx.x == 0) {
+    BarrierInit(arrived, 1);
+    BarrierInitFence();
+    BarrierExpect(arrived, 64 * 16);
+  }
   if (!is(Planted::kOtherNotBegun)) {
     ClusterArrive();
     ClusterWait();
+    SendRemote4(inbox, 1 - ClusterRank(), make_float4(sum, 0.f, 0.f, 0.f), arrived);
+    if (!is(Planted::kSentUnwaited)) BarrierWait(arrived, 0);
+    sum += LoadShared4(inbox).x;
   }
   StoreRemote4(sent, 1 - ClusterRank(), make_float4(sum, 0.f, 0.f, 0.f));
   if (!is(Planted::kOtherEnded)) {
