@@ -320,6 +320,15 @@ void TestChoice() {
     const Strassen off("0");
     CHECK(!uses(Model(256, 1), ftbert::Precision::kFloat32));
   }
+  const Config config = Model(192, 1);
+  const RandomModel model(config);
+  std::shared_ptr<Engine> engine;
+  for (const char* value : {"2", "on", "00"}) {
+    const Strassen wrong(value);
+    const ftbert::Status status = model.Build("cpu", 1, &engine);
+    CHECK(status.code() == ftbert::Code::kInvalidArgument);
+    CHECK(status.message().find("FTBERT_CPU_STRASSEN: expected 0 or 1, got \"" + std::string(value)) == 0);
+  }
   const IsaScope scope("portable");
   CHECK(!uses(Model(256, 1), ftbert::Precision::kFloat32));
   const Strassen on("1");

@@ -34,9 +34,9 @@ Epilogue EpilogueFor(Activation activation) {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Config& config, Isa level, const LinearKernel* linear, int threads)
+  CpuBackend(const Config& config, Isa level, const LinearKernel* linear, bool pairs, int threads)
       : config_(config), level_(level), linear_(linear), head_(Fp32Kernel(level)), kernels_(KernelsFor(level)),
-        threads_(threads), plan_{config, linear, kernels_, threads, PairRows(*linear, config)} {}
+        threads_(threads), plan_{config, linear, kernels_, threads, pairs} {}
 
   Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override {
     std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
@@ -325,7 +325,7 @@ class CpuBackend final : public Backend {
 
 Status NewCpuBackend(const Config& config, const Options& options, std::unique_ptr<Backend>* backend) {
   cpu::Isa level = cpu::Isa::kPortable;
-  const Status status = cpu::ChooseIsa(&level);
+  Status status = cpu::ChooseIsa(&level);
   if (!status.ok()) return status;
   const cpu::LinearKernel* linear = nullptr;
   switch (options.precision) {
@@ -346,8 +346,11 @@ Status NewCpuBackend(const Config& config, const Options& options, std::unique_p
     return Status(Code::kUnavailable, std::string("This precision does not run on the CPU at the instruction set ") +
                                           cpu::IsaName(level) + ". The CPU runs fp32, bf16 and int8.");
   }
+  bool pairs = false;
+  status = cpu::ChoosePairs(*linear, config, &pairs);
+  if (!status.ok()) return status;
   const int threads = options.threads > 0 ? options.threads : cpu::AvailableCpus();
-  backend->reset(new cpu::CpuBackend(config, level, linear, threads));
+  backend->reset(new cpu::CpuBackend(config, level, linear, pairs, threads));
   return Status();
 }
 

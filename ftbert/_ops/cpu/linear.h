@@ -111,7 +111,7 @@ class LinearKernel {
   }
   // Prepared rows come in groups of so many, interleaved line by line (64 bytes): group g is the group_rows() * stride
   // bytes behind g * group_rows() * stride, whole even where its last rows are missing. Tiles begin with a group;
-  // row_tile() is a multiple of it.
+  // row_tile() is a multiple of it. (A kernel for pairs lays out the room of its two rows as it likes.)
   virtual int32_t group_rows() const { return 1; }
   // Where row `row` of prepared ones begins.
   size_t RowOffset(int32_t row, size_t stride) const {

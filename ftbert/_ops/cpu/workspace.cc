@@ -19,16 +19,21 @@ int Index(Slot slot) { return static_cast<int>(slot); }
 
 }  // namespace
 
-bool PairRows(const LinearKernel& kernel, const Config& config) {
-  if (kernel.pairs() == nullptr) return false;
-  const auto fits = [&](int32_t size) {
+Status ChoosePairs(const LinearKernel& kernel, const Config& config, bool* pairs) {
+  const char* variable = std::getenv("FTBERT_CPU_STRASSEN");
+  const std::string wanted = variable != nullptr ? variable : "";
+  if (!wanted.empty() && wanted != "0" && wanted != "1") {
+    return Status(Code::kInvalidArgument, "FTBERT_CPU_STRASSEN: expected 0 or 1, got \"" + wanted +
+                                              "\". Set one of them, or unset it for what is faster.");
+  }
+  *pairs = false;
+  if (kernel.pairs() == nullptr || wanted == "0") return Status();
+  for (const int32_t size : {config.hidden_size, config.intermediate_size}) {
     const int32_t panels = (size + kernel.panel_columns() - 1) / kernel.panel_columns();
-    return size % 2 == 0 && panels % kernel.pairs()->panel_step() == 0;
-  };
-  if (!fits(config.hidden_size) || !fits(config.intermediate_size)) return false;
-  const char* wanted = std::getenv("FTBERT_CPU_STRASSEN");
-  if (wanted != nullptr && wanted[0] != '\0') return wanted[0] != '0';
-  return kernel.isa() == Isa::kAvx2 && config.hidden_size >= kPairedInputs;
+    if (size % 2 != 0 || panels % kernel.pairs()->panel_step() != 0) return Status();
+  }
+  *pairs = wanted == "1" || (kernel.isa() == Isa::kAvx2 && config.hidden_size >= kPairedInputs);
+  return Status();
 }
 
 ptrdiff_t WorkspacePlan::Stride(Slot slot) const {

@@ -25,7 +25,7 @@ struct WorkspacePlan {
   const Kernels* kernels;
   int threads;
 
-  bool pairs;  // PairRows(linear, config)
+  bool pairs;  // as ChoosePairs says
 
   int32_t head_size() const { return config.hidden_size / config.num_heads; }
   ptrdiff_t Stride(Slot slot) const;  // floats
@@ -38,9 +38,9 @@ struct WorkspacePlan {
 // adding up of weights. It is up to the row alone, so that its bits are.
 constexpr int32_t kPairedTokens = 24;
 
-// Whether the encoder's products can and should take rows in pairs (gemm_strassen.h). FTBERT_CPU_STRASSEN=0 says no, 1
-// says where they can.
-bool PairRows(const LinearKernel& kernel, const Config& config);
+// Whether the encoder's products take rows in pairs (gemm_strassen.h): where their sizes allow it and it is known to
+// pay. The environment variable FTBERT_CPU_STRASSEN=0 says never, 1 wherever sizes allow; another value is an error.
+Status ChoosePairs(const LinearKernel& kernel, const Config& config, bool* pairs);
 
 // A stretch of one row of text: what one task of Embed or Attend works on.
 struct Stretch {

@@ -109,8 +109,8 @@ class Engine {
 
   virtual const Config& config() const = 0;
 
-  // One JSON object: device, name ("cpu avx512 fp32 4 threads", "cuda:0 NVIDIA H100 80GB HBM3 fp16"), precision, isa,
-  // threads, weight_bytes, scratch_bytes.
+  // One JSON object: device, name ("cpu avx512 fp32 4 threads", "cuda:0 NVIDIA H100 80GB HBM3 fp16"), precision,
+  // weight_bytes, scratch_bytes; a CPU's isa, isa_level, threads and strassen (products take tokens in pairs).
   virtual std::string Describe() const = 0;
 };
 
