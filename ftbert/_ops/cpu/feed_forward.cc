@@ -8,8 +8,7 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-// Columns of the intermediate at a time, where the kernel can take its inputs in parts: a multiple of every
-// input_step().
+// Columns of the intermediate at a time, where the kernel can take its inputs in parts: so many, or all that it takes.
 constexpr int32_t kFeedForwardColumns = 768;
 
 }  // namespace
@@ -17,7 +16,7 @@ constexpr int32_t kFeedForwardColumns = 768;
 int32_t ChunkPanels(const LinearKernel& kernel) {
   const bool reads_floats = kernel.input_row_bytes(1) == 0;
   if (!kernel.splits_inputs() || !(reads_floats || kernel.writes_prepared() || kernel.prepares_parts())) return 0;
-  return std::max(1, kFeedForwardColumns / kernel.panel_columns());
+  return std::max(1, std::max(kFeedForwardColumns, kernel.input_step()) / kernel.panel_columns());
 }
 
 Layout LayoutFor(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows, bool chunked) {

@@ -15,7 +15,7 @@
 // and waits in the first-level cache for the other tiles: weights are kept once, as Gemm reads them. The products of a
 // pair of panels wait near until the seventh is done.
 //
-// Inputs go in blocks of kInputBlock, and the halves are those of a block. Every product is one chain of fused
+// Inputs go in blocks of kPairInputs, and the halves are those of a block. Every product is one chain of fused
 // multiply-adds with k ascending, and the sums have one order, so that a pair's results depend on the pair and the
 // weights alone.
 #ifndef FTBERT_CPU_GEMM_STRASSEN_H_
@@ -33,14 +33,14 @@ constexpr int kPairBlock = 64;  // pairs whose products wait at a time
 enum Operand { kA11, kA12, kS1, kS2, kA22, kS3, kS4, kOperands };
 enum PairProduct { kP1, kP2, kP5, kP6, kP4, kP7, kP3, kPairProducts };
 
-inline int BlockInputs(int k, int end) { return end - k < kInputBlock ? end - k : kInputBlock; }
+inline int BlockInputs(int k, int end) { return end - k < kPairInputs ? end - k : kPairInputs; }
 
 // Floats of one operand: half a block, in whole cache lines and vectors.
 inline int OperandFloats(int block) { return (block / 2 + 15) / 16 * 16; }
 
 size_t PairFloats(int32_t inputs) {
   size_t floats = 0;
-  for (int k = 0; k < inputs; k += kInputBlock) floats += kOperands * OperandFloats(BlockInputs(k, inputs));
+  for (int k = 0; k < inputs; k += kPairInputs) floats += kOperands * OperandFloats(BlockInputs(k, inputs));
   return floats;
 }
 
@@ -49,7 +49,7 @@ void PreparePairs(const PreparePairsTask& task) {
   for (int pair = 0; pair < task.pairs; ++pair) {
     const float* row = task.in + 2 * pair * task.in_stride;
     float* out = task.prepared + pair * task.pair_stride;
-    for (int k = 0; k < task.inputs; k += kInputBlock) {
+    for (int k = 0; k < task.inputs; k += kPairInputs) {
       const int block = BlockInputs(k, task.inputs);
       const int half = block / 2, step = OperandFloats(block);
       const float* a1 = row + k;
@@ -71,47 +71,54 @@ void PreparePairs(const PreparePairsTask& task) {
   }
 }
 
-// What becomes of the products of one pair of rows with one pair of panels.
+// What becomes of the products of pairs of rows with one pair of panels.
 struct CombineTask {
-  const float* products;  // product_stride from one to the next
+  const float* products;  // [product][pair][column]
   ptrdiff_t product_stride;
+  int pairs;
   const float* bias;      // of both panels; null: the inputs have not come to their end
-  float* out;             // both panels' columns, the second row out_stride behind
+  float* out;             // pair 0's first row, both panels' columns
   ptrdiff_t out_stride;
   bool fresh;             // otherwise the sums go onto `out`
 };
 
 template <int kActivation>
 void Combine(const CombineTask& task) {
+  const ptrdiff_t step = task.product_stride;
+  const float* p = task.products;
+  float* out1 = task.out;
+  float* out2 = out1 + task.out_stride;
+  for (int pair = 0; pair < task.pairs; ++pair) {
 #pragma GCC unroll 4
-  for (int n = 0; n < kPanelVecs; ++n) {
-    const float* p = task.products + n * kLanes;
-    const Vec p1 = Load(p + kP1 * task.product_stride), p5 = Load(p + kP5 * task.product_stride);
-    const Vec u = Add(p1, Load(p + kP6 * task.product_stride));
-    const Vec v = Add(u, Load(p + kP7 * task.product_stride));
-    Vec c11 = Add(p1, Load(p + kP2 * task.product_stride));
-    Vec c12 = Add(Add(u, p5), Load(p + kP3 * task.product_stride));
-    Vec c21 = Sub(v, Load(p + kP4 * task.product_stride));
-    Vec c22 = Add(v, p5);
-    float* out1 = task.out + n * kLanes;
-    float* out2 = out1 + task.out_stride;
-    if (!task.fresh) {
-      c11 = Add(Load(out1), c11);
-      c12 = Add(Load(out1 + kPanel), c12);
-      c21 = Add(Load(out2), c21);
-      c22 = Add(Load(out2 + kPanel), c22);
+    for (int n = 0; n < kPanel; n += kLanes) {
+      const Vec p1 = Load(p + kP1 * step + n), p5 = Load(p + kP5 * step + n);
+      const Vec u = Add(p1, Load(p + kP6 * step + n));
+      const Vec v = Add(u, Load(p + kP7 * step + n));
+      Vec c11 = Add(p1, Load(p + kP2 * step + n));
+      Vec c12 = Add(Add(u, p5), Load(p + kP3 * step + n));
+      Vec c21 = Sub(v, Load(p + kP4 * step + n));
+      Vec c22 = Add(v, p5);
+      if (!task.fresh) {
+        c11 = Add(Load(out1 + n), c11);
+        c12 = Add(Load(out1 + kPanel + n), c12);
+        c21 = Add(Load(out2 + n), c21);
+        c22 = Add(Load(out2 + kPanel + n), c22);
+      }
+      if (task.bias != nullptr) {
+        const Vec b1 = Load(task.bias + n), b2 = Load(task.bias + kPanel + n);
+        c11 = Activate(kActivation, Add(c11, b1));
+        c12 = Activate(kActivation, Add(c12, b2));
+        c21 = Activate(kActivation, Add(c21, b1));
+        c22 = Activate(kActivation, Add(c22, b2));
+      }
+      Store(out1 + n, c11);
+      Store(out1 + kPanel + n, c12);
+      Store(out2 + n, c21);
+      Store(out2 + kPanel + n, c22);
     }
-    if (task.bias != nullptr) {
-      const Vec b1 = Load(task.bias + n * kLanes), b2 = Load(task.bias + kPanel + n * kLanes);
-      c11 = Activate(kActivation, Add(c11, b1));
-      c12 = Activate(kActivation, Add(c12, b2));
-      c21 = Activate(kActivation, Add(c21, b1));
-      c22 = Activate(kActivation, Add(c22, b2));
-    }
-    Store(out1, c11);
-    Store(out1 + kPanel, c12);
-    Store(out2, c21);
-    Store(out2 + kPanel, c22);
+    p += kPanel;
+    out1 += 2 * task.out_stride;
+    out2 += 2 * task.out_stride;
   }
 }
 
@@ -130,14 +137,18 @@ inline CombineFunction FindCombine(int activation) {
 // The last panels of a part go through a tile of their own: fewer columns exist than are computed.
 void CombineNarrow(CombineFunction combine, const CombineTask& task, int width) {
   alignas(64) float edge[2][2 * kPanel] = {};
-  for (int row = 0; !task.fresh && row < 2; ++row)
-    for (int n = 0; n < width; ++n) edge[row][n] = task.out[row * task.out_stride + n];
-  CombineTask inner = task;
-  inner.out = edge[0];
-  inner.out_stride = 2 * kPanel;
-  combine(inner);
-  for (int row = 0; row < 2; ++row)
-    for (int n = 0; n < width; ++n) task.out[row * task.out_stride + n] = edge[row][n];
+  CombineTask one = task;
+  one.pairs = 1;
+  one.out = edge[0];
+  one.out_stride = 2 * kPanel;
+  for (int pair = 0; pair < task.pairs; ++pair, one.products += kPanel) {
+    float* out = task.out + 2 * pair * task.out_stride;
+    for (int row = 0; !task.fresh && row < 2; ++row)
+      for (int n = 0; n < width; ++n) edge[row][n] = out[row * task.out_stride + n];
+    combine(one);
+    for (int row = 0; row < 2; ++row)
+      for (int n = 0; n < width; ++n) out[row * task.out_stride + n] = edge[row][n];
+  }
 }
 
 // The seven products of some pairs with two panels and one block of inputs: products[product][pair][column].
@@ -207,7 +218,7 @@ void SevenProducts(const SevenTask& task, const RowTiles& tiles) {
 }
 
 void GemmPairs(const PairsTask& task) {
-  alignas(64) float made[kInputBlock / 2 * kPanel];
+  alignas(64) float made[kPairInputs / 2 * kPanel];
   alignas(64) float products[kPairProducts * kPairBlock * kPanel];
   const CombineFunction combine = FindCombine(task.activation);
   for (int begin = 0; begin < task.pairs; begin += kPairBlock) {
@@ -221,9 +232,11 @@ void GemmPairs(const PairsTask& task) {
     seven.products = products;
     seven.product_stride = pairs * kPanel;
     CombineTask sums;
+    sums.products = products;
     sums.product_stride = seven.product_stride;
+    sums.pairs = pairs;
     sums.out_stride = task.out_stride;
-    for (int k = task.k_begin; k < task.k_end; k += kInputBlock) {
+    for (int k = task.k_begin; k < task.k_end; k += kPairInputs) {
       seven.block = BlockInputs(k, task.k_end);
       sums.fresh = k == 0;
       const bool last = k + seven.block == task.inputs;
@@ -233,17 +246,12 @@ void GemmPairs(const PairsTask& task) {
         SevenProducts(seven, tiles);
         const Panel* panel = task.panels + p;
         const int width = panel[0].width + panel[1].width;
-        sums.products = products;
         sums.bias = last ? task.bias + p * kPanel : nullptr;
         sums.out = task.out + 2 * begin * task.out_stride + (panel->column - task.first_column);
-        for (int pair = 0; pair < pairs; ++pair) {
-          if (width == 2 * kPanel) {
-            combine(sums);
-          } else {
-            CombineNarrow(combine, sums, width);
-          }
-          sums.products += kPanel;
-          sums.out += 2 * task.out_stride;
+        if (width == 2 * kPanel) {
+          combine(sums);
+        } else {
+          CombineNarrow(combine, sums, width);
         }
       }
       seven.in += kOperands * OperandFloats(seven.block);

@@ -55,7 +55,7 @@ struct PairsTask {
   const Panel* panels;
   int32_t num_panels;     // even
   int32_t inputs;         // even
-  int32_t k_begin;        // a multiple of input_block
+  int32_t k_begin;        // a multiple of pair_inputs
   int32_t k_end;          // another, or `inputs`
   int32_t activation;
   float* out;             // pair 0's first row, column first_column; its second row is out_stride behind
@@ -132,7 +132,7 @@ struct Kernels {
   int32_t panel_columns;
   int32_t lanes;
   int32_t query_tile;     // queries that attention takes at a time
-  int32_t input_block;    // inputs that gemm and gemm_pairs take at a time
+  int32_t pair_inputs;    // inputs that gemm_pairs takes at a time
   void (*gemm)(const GemmTask& task);
   size_t (*pair_floats)(int32_t inputs);
   void (*prepare_pairs)(const PreparePairsTask& task);

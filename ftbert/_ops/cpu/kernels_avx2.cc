@@ -10,6 +10,7 @@ constexpr int kRowTile = 6;
 constexpr int kPanelVecs = 2;
 constexpr int kQueryTile = 6;
 constexpr int kInputBlock = 768;
+constexpr int kPairInputs = 1536;
 constexpr int kPrefetchAhead = 256;
 
 }  // namespace

@@ -10,6 +10,7 @@ constexpr int kRowTile = 8;
 constexpr int kPanelVecs = 3;
 constexpr int kQueryTile = 12;  // by 32
 constexpr int kInputBlock = 768;
+constexpr int kPairInputs = 768;
 constexpr int kPrefetchAhead = 384;
 
 }  // namespace

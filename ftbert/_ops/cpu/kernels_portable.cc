@@ -9,6 +9,7 @@ constexpr int kRowTile = 4;
 constexpr int kPanelVecs = 1;
 constexpr int kQueryTile = 4;
 constexpr int kInputBlock = 256;
+constexpr int kPairInputs = 256;
 constexpr int kPrefetchAhead = 0;
 
 }  // namespace
