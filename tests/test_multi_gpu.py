@@ -44,13 +44,13 @@ def test_the_harness_on_two_devices(bench, tmp_path, monkeypatch):
     failure = result["failure"]
     assert failure["right"] and failure["reported"].startswith("cpu: simulated") and failure["describe_says"][0] is None
 
-    report = importlib.import_module("report")
-    monkeypatch.setattr(report, "RESULTS", str(tmp_path))
+    report, charts, tables = map(importlib.import_module, ("report", "report_charts", "report_tables"))
+    monkeypatch.setattr(tables, "RESULTS", str(tmp_path))
     os.rename(str(tmp_path / "multi.json"), str(tmp_path / "multi_gpu_cpu.json"))
     text = report.sections("en")
     assert "cpu, cpu" in text and "reported after %d right rows" % failure["rows_delivered_before"] in text
     pytest.importorskip("matplotlib")
-    report.draw_multi()
+    charts.draw_multi()
     assert "multi_gpu_cpu.svg" in report.sections("zh")
 
 

@@ -17,23 +17,10 @@ using ftbert::Config;
 using ftbert::Engine;
 using namespace ftbert_test;
 
-Config Model(int32_t hidden, int32_t heads, int32_t intermediate, int32_t layers, int32_t positions) {
-  Config c;
-  c.vocab_size = 211;
-  c.hidden_size = hidden;
-  c.num_heads = heads;
-  c.intermediate_size = intermediate;
-  c.num_layers = layers;
-  c.max_positions = positions;
-  c.type_vocab_size = 2;
-  c.num_labels = 5;
-  c.has_pooler = 1;
+Config ErfModel(int32_t hidden, int32_t heads, int32_t intermediate, int32_t layers, int32_t positions) {
+  Config c = Model(hidden, heads, intermediate, layers, positions);
   c.activation = Activation::kGeluErf;
   return c;
-}
-
-bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 // Values are of order 1 after layer norm; fp32 sums of up to 3,072 terms over the layers stay within this.
@@ -80,25 +67,25 @@ void CompareWithReference(const Config& config, const std::vector<int32_t>& leng
 }
 
 void TestSizes() {
-  CompareWithReference(Model(1, 1, 1, 1, 4), {1, 2, 3}, "hidden 1");
-  CompareWithReference(Model(7, 1, 13, 2, 40), {1, 7, 33, 2}, "hidden 7");
-  CompareWithReference(Model(97, 1, 129, 2, 40), {17, 1, 40}, "hidden 97, head 97");
-  CompareWithReference(Model(64, 8, 200, 2, 140), {129, 1, 97, 16}, "heads of 8");
-  CompareWithReference(Model(120, 3, 480, 2, 64), std::vector<int32_t>(30, 7), "heads of 40");
-  CompareWithReference(Model(256, 2, 1000, 1, 520), {512, 257, 520}, "heads of 128, several key blocks");
-  CompareWithReference(Model(80, 40, 100, 2, 70), {70, 1, 9}, "40 heads of 2");
+  CompareWithReference(ErfModel(1, 1, 1, 1, 4), {1, 2, 3}, "hidden 1");
+  CompareWithReference(ErfModel(7, 1, 13, 2, 40), {1, 7, 33, 2}, "hidden 7");
+  CompareWithReference(ErfModel(97, 1, 129, 2, 40), {17, 1, 40}, "hidden 97, head 97");
+  CompareWithReference(ErfModel(64, 8, 200, 2, 140), {129, 1, 97, 16}, "heads of 8");
+  CompareWithReference(ErfModel(120, 3, 480, 2, 64), std::vector<int32_t>(30, 7), "heads of 40");
+  CompareWithReference(ErfModel(256, 2, 1000, 1, 520), {512, 257, 520}, "heads of 128, several key blocks");
+  CompareWithReference(ErfModel(80, 40, 100, 2, 70), {70, 1, 9}, "40 heads of 2");
   std::vector<int32_t> single(400, 1);  // the first queries of all heads take more room than keys and values would
   single[7] = 9;
-  CompareWithReference(Model(64, 16, 64, 2, 16), single, "rows of one token");
-  Config relu = Model(48, 4, 96, 2, 64);
+  CompareWithReference(ErfModel(64, 16, 64, 2, 16), single, "rows of one token");
+  Config relu = ErfModel(48, 4, 96, 2, 64);
   relu.activation = Activation::kRelu;
   relu.num_labels = 0;
   CompareWithReference(relu, {5, 64}, "relu, no classifier");
-  Config gelu = Model(100, 5, 300, 3, 64);
+  Config gelu = ErfModel(100, 5, 300, 3, 64);
   gelu.activation = Activation::kGeluTanh;
   gelu.num_labels = 1;
   CompareWithReference(gelu, {64, 3, 1}, "tanh gelu, one label");
-  Config bare = Model(32, 4, 64, 1, 16);
+  Config bare = ErfModel(32, 4, 64, 1, 16);
   bare.has_pooler = 0;
   bare.num_labels = 0;
   CompareWithReference(bare, {16, 1}, "no pooler");
@@ -106,11 +93,11 @@ void TestSizes() {
 
 // Enough rows that threads take whole blocks of rows, with the feed-forward in chunks.
 void TestManyRows() {
-  CompareWithReference(Model(192, 3, 1700, 1, 128), {128, 100, 1, 97, 128, 64, 33, 77, 128, 128}, "many rows");
+  CompareWithReference(ErfModel(192, 3, 1700, 1, 128), {128, 100, 1, 97, 128, 64, 33, 77, 128, 128}, "many rows");
 }
 
 void TestConcurrentRunsAgree() {
-  const Config config = Model(96, 4, 384, 2, 64);
+  const Config config = ErfModel(96, 4, 384, 2, 64);
   const RandomModel model(config);
   std::shared_ptr<Engine> first, second;
   CHECK_OK(model.Build("cpu", 2, &first));
@@ -135,7 +122,7 @@ void TestConcurrentRunsAgree() {
 }
 
 void TestRunsAfterAFork() {
-  const Config config = Model(64, 4, 128, 1, 64);
+  const Config config = ErfModel(64, 4, 128, 1, 64);
   const RandomModel model(config);
   std::shared_ptr<Engine> engine;
   CHECK_OK(model.Build("cpu", 3, &engine));
@@ -164,7 +151,7 @@ long ScratchBytes(const Engine& engine) {
 
 // Memory that grew for one large batch is given back after many small ones, and answers stay.
 void TestWorkspaceShrinks() {
-  const Config config = Model(64, 4, 128, 1, 64);
+  const Config config = ErfModel(64, 4, 128, 1, 64);
   const RandomModel model(config);
   std::shared_ptr<Engine> engine;
   CHECK_OK(model.Build("cpu", 1, &engine));  // in groups, memory does not grow so
@@ -180,7 +167,7 @@ void TestWorkspaceShrinks() {
 }
 
 void TestDescription() {
-  const RandomModel model(Model(64, 4, 128, 1, 64));
+  const RandomModel model(ErfModel(64, 4, 128, 1, 64));
   std::shared_ptr<Engine> engine;
   const IsaScope scope("portable");
   CHECK_OK(model.Build("cpu", 2, &engine));

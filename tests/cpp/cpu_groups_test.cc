@@ -22,19 +22,6 @@ using ftbert::Precision;
 using ftbert::cpu::GroupPlan;
 using namespace ftbert_test;
 
-Config Model(int32_t hidden, int32_t heads, int32_t intermediate, int32_t layers) {
-  Config c;
-  c.vocab_size = 211;
-  c.hidden_size = hidden;
-  c.num_heads = heads;
-  c.intermediate_size = intermediate;
-  c.num_layers = layers;
-  c.max_positions = 512;
-  c.type_vocab_size = 2;
-  c.num_labels = 5;
-  return c;
-}
-
 std::vector<int32_t> MixedLengths(int rows, int32_t most) {
   std::mt19937 random(11);
   std::vector<int32_t> lengths(rows);
@@ -105,15 +92,6 @@ void TestNoPlans() {
   CHECK(Plan({512, 8, 8, 8, 8, 8, 8}, 2).empty());
   CHECK(Plan(std::vector<int32_t>(16, 8), 2).empty());
   CHECK(Plan(std::vector<int32_t>(8, 128), 16).empty());
-}
-
-bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
-bool Same(const Answers& a, const Answers& b) {
-  return Same(a.logits, b.logits) && Same(a.pooled, b.pooled) && Same(a.first_states, b.first_states) &&
-         Same(a.token_states, b.token_states);
 }
 
 void CheckEngine(const Config& config, Precision precision) {

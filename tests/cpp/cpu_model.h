@@ -3,6 +3,7 @@
 #define FTBERT_TESTS_CPP_CPU_MODEL_H_
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <random>
@@ -12,6 +13,24 @@
 #include "ftbert/engine.h"
 
 namespace ftbert_test {
+
+inline ftbert::Config Model(int32_t hidden, int32_t heads, int32_t intermediate, int32_t layers,
+                            int32_t positions = 512) {
+  ftbert::Config c;
+  c.vocab_size = 211;
+  c.hidden_size = hidden;
+  c.num_heads = heads;
+  c.intermediate_size = intermediate;
+  c.num_layers = layers;
+  c.max_positions = positions;
+  c.type_vocab_size = 2;
+  c.num_labels = 5;
+  return c;
+}
+
+inline bool Same(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
 
 struct RandomModel {
   ftbert::Config config;
@@ -131,6 +150,11 @@ struct RandomBatch {
 struct Answers {
   std::vector<float> logits, pooled, first_states, token_states;
 };
+
+inline bool Same(const Answers& a, const Answers& b) {
+  return Same(a.logits, b.logits) && Same(a.pooled, b.pooled) && Same(a.first_states, b.first_states) &&
+         Same(a.token_states, b.token_states);
+}
 
 inline ftbert::Status Run(ftbert::Engine* engine, const RandomBatch& batch, bool token_states, Answers* answers) {
   const ftbert::Config& c = engine->config();

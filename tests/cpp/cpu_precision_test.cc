@@ -13,23 +13,6 @@ using ftbert::Precision;
 
 namespace {
 
-Config Model(int hidden, int heads, int intermediate, int layers) {
-  Config c;
-  c.vocab_size = 211;
-  c.hidden_size = hidden;
-  c.num_heads = heads;
-  c.intermediate_size = intermediate;
-  c.num_layers = layers;
-  c.max_positions = 128;
-  c.type_vocab_size = 2;
-  c.num_labels = 5;
-  return c;
-}
-
-bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
 void CheckPrecision(const Config& config, const std::vector<int32_t>& lengths, Precision precision, double tolerance,
                     const std::string& what) {
   const RandomModel model(config);
@@ -76,9 +59,9 @@ int main() {
       const bool int8 = precision == Precision::kInt8;
       const double tolerance = int8 ? 0.03 : 0.01;
       const std::string what = std::string(name) + (int8 ? " int8" : " bf16");
-      CheckPrecision(Model(97, 1, 129, 2), mixed, precision, tolerance, what + " hidden 97");
-      CheckPrecision(Model(128, 4, 512, 2), mixed, precision, tolerance, what + " hidden 128");
-      CheckPrecision(Model(64, 2, 200, 1), many, precision, tolerance, what + " many rows");
+      CheckPrecision(Model(97, 1, 129, 2, 128), mixed, precision, tolerance, what + " hidden 97");
+      CheckPrecision(Model(128, 4, 512, 2, 128), mixed, precision, tolerance, what + " hidden 128");
+      CheckPrecision(Model(64, 2, 200, 1, 128), many, precision, tolerance, what + " many rows");
     }
     std::printf("%s checked\n", name);
   }

@@ -5,10 +5,8 @@
 #include <cstdlib>
 
 #include "cpu/isa.h"
-#include "cpu/product.h"
-#include "cpu/workspace.h"
 #include "cpu_model.h"
-#include "linear_fixture.h"
+#include "product_checks.h"
 
 namespace {
 
@@ -125,7 +123,7 @@ void TestProducts(const LinearKernel& rows) {
   TestProduct(rows, 3, 2, 2 * panel, 1, Epilogue::kBias);
   TestProduct(rows, 65, 130, 4 * panel, 1, Epilogue::kBias);        // more than wait at a time; odd halves
   TestProduct(rows, 129, 30, 6 * panel, 3, Epilogue::kBias);
-  TestProduct(rows, 5, 770, 2 * panel, 1, Epilogue::kBiasTanh);     // a last block of two inputs
+  TestProduct(rows, 5, rows.pairs()->input_step() + 2, 2 * panel, 1, Epilogue::kBiasTanh);  // a last block of two
   TestProduct(rows, 7, 2200, 4 * panel, 2, Epilogue::kBiasRelu);
   TestProduct(rows, 9, 768, 3 * (2 * panel - 5), 3, Epilogue::kBias);  // narrow last panels
   TestProduct(rows, 4, 1536, panel + 1, 1, Epilogue::kBiasGeluErf);
@@ -146,79 +144,30 @@ void TestBadPairsStayAlone(const LinearKernel& rows) {
 
 // product.cc's ways with `paired` rows in pairs before single ones, on any number of threads.
 void TestSharing(const LinearKernel& kernel) {
-  using namespace ftbert::cpu;  // NOLINT
   constexpr int32_t kHidden = 192, kIntermediate = 1728, kMostRows = 400;
-  const Problem wide(kHidden, kIntermediate, kMostRows, 3), narrow(kIntermediate, kHidden, 1, 4);
-  const Problem square(kHidden, kHidden, 1, 5);
-  const PackedMatrix up = wide.Pack(kernel), down = narrow.Pack(kernel), output = square.Pack(kernel);
-  CpuNorm norm;
-  norm.gamma.assign(kHidden, 1.25f);
-  norm.beta.assign(kHidden, -0.5f);
-  norm.epsilon = 1e-12f;
-
-  // What the rows from `first` on become.
-  struct Results {
-    std::vector<float> wide, states;
-  };
-  const auto run = [&](int32_t first, int32_t paired, int32_t single, int threads) {
-    const int32_t rows = paired + single;
-    Team team(threads);
-    ProductScratch scratch;
-    CHECK(scratch.Reserve(kernel, kHidden, kIntermediate, rows, team.size()));
-    CHECK(scratch.Reserve(*kernel.pairs(), kHidden, kIntermediate, rows, team.size()));
-    Products products(KernelsFor(kernel.isa()), &team, &scratch);
-    const auto as_rows = [&](std::vector<float>* storage, int32_t columns) {
-      Rows some;
-      some.stride = PaddedStride(columns);
-      some.count = rows;
-      some.paired = paired;
-      storage->assign(some.stride * rows, kNan);
-      some.data = storage->data();
-      return some;
-    };
-    std::vector<float> of_states, of_wide, of_context;
-    const Rows states = as_rows(&of_states, kHidden), context = as_rows(&of_context, kHidden);
-    const Rows result = as_rows(&of_wide, kIntermediate);
-    for (int32_t r = 0; r < rows; ++r) {
-      const float* x = &wide.x[static_cast<size_t>(first + r) * kHidden];
-      std::copy(x, x + kHidden, states.row(r));
-      std::reverse_copy(x, x + kHidden, context.row(r));
-    }
-    products.Linear(up, 0, static_cast<int32_t>(up.panels.size()), Epilogue::kBiasGeluErf, states, result);
-    products.LinearAddNorm(output, norm, context, states);
-    products.FeedForward(up, down, Epilogue::kBiasGeluErf, norm, states);
-    Results results;
-    for (int32_t r = 0; r < rows; ++r) {
-      results.wide.insert(results.wide.end(), result.row(r), result.row(r) + kIntermediate);
-      results.states.insert(results.states.end(), states.row(r), states.row(r) + kHidden);
-    }
-    return results;
-  };
-
-  const Results pairs = run(0, kMostRows, 0, 1), single = run(0, 0, kMostRows, 1);
+  using Results = ProductSteps::Results;
+  const ProductSteps steps(kernel, kHidden, kIntermediate, kMostRows, Epilogue::kBiasGeluErf);
+  const Results pairs = steps.Run(0, kMostRows, 1, kMostRows), single = steps.Run(0, kMostRows, 1);
   CHECK_ALL_NEAR(pairs.wide.data(), single.wide.data(), single.wide.size(), 1e-5, "wide");
   CHECK_ALL_NEAR(pairs.states.data(), single.states.data(), single.states.size(), 2e-5, "states");
   CHECK(!SameBits(pairs.states.data(), single.states.data(), single.states.size()));  // they are two ways
+  const auto same = [](const std::vector<float>& got, const std::vector<float>& first, const std::vector<float>& rest,
+                       size_t paired) {
+    return SameBits(got.data(), first.data(), paired) &&
+           SameBits(got.data() + paired, rest.data() + paired, got.size() - paired);
+  };
   for (int threads : {1, 2, 8}) {
     for (int32_t paired : {0, 2, 26, 258}) {
       for (int32_t others : {0, 67, 140}) {
-        if (paired + others == 0 || paired + others > kMostRows) continue;
-        const Results got = run(0, paired, others, threads);
-        CHECK(SameBits(got.wide.data(), pairs.wide.data(), static_cast<size_t>(paired) * kIntermediate));
-        CHECK(SameBits(got.states.data(), pairs.states.data(), static_cast<size_t>(paired) * kHidden));
-        const size_t rest = static_cast<size_t>(paired) * kHidden;
-        CHECK(SameBits(got.states.data() + rest, single.states.data() + rest, got.states.size() - rest));
-        const size_t rest_wide = static_cast<size_t>(paired) * kIntermediate;
-        CHECK(SameBits(got.wide.data() + rest_wide, single.wide.data() + rest_wide, got.wide.size() - rest_wide));
+        if (paired + others == 0) continue;
+        const Results got = steps.Run(0, paired + others, threads, paired);
+        CHECK(same(got.wide, pairs.wide, single.wide, static_cast<size_t>(paired) * kIntermediate));
+        CHECK(same(got.states, pairs.states, single.states, static_cast<size_t>(paired) * kHidden));
       }
     }
   }
-  const Results alone = run(80, 2, 0, 1);
+  const Results alone = steps.Run(80, 2, 1, 2);
   CHECK(SameBits(alone.states.data(), &pairs.states[80 * kHidden], alone.states.size()));
-}
-
-bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && SameBits(a.data(), b.data(), a.size());
 }
 
 // What FTBERT_CPU_STRASSEN says to the engines built while this lives.
@@ -230,23 +179,9 @@ class Strassen {
 
 bool UsesPairs(const Engine& engine) { return engine.Describe().find("\"strassen\": true") != std::string::npos; }
 
-Config Model(int32_t hidden, int32_t layers) {
-  Config c;
-  c.vocab_size = 211;
-  c.hidden_size = hidden;
-  c.num_heads = 4;
-  c.intermediate_size = 4 * hidden;
-  c.num_layers = layers;
-  c.max_positions = 140;
-  c.type_vocab_size = 2;
-  c.num_labels = 5;
-  c.has_pooler = 1;
-  return c;
-}
-
 // Rows around the length from which tokens are paired, even and odd, in every mixture and on any number of threads.
 void TestEngine(const std::vector<int32_t>& lengths) {
-  const Config config = Model(192, 2);
+  const Config config = Model(192, 4, 768, 2);
   const RandomModel model(config);
   const RandomBatch batch(config, lengths);
   std::shared_ptr<Engine> reference, plain;
@@ -313,14 +248,14 @@ void TestChoice() {
   const bool avx2 = ftbert::cpu::MachineIsa() >= Isa::kAvx2;
   if (avx2) {
     const IsaScope scope("avx2");
-    CHECK(uses(Model(256, 1), ftbert::Precision::kFloat32));
-    CHECK(!uses(Model(192, 1), ftbert::Precision::kFloat32));
-    CHECK(!uses(Model(256, 1), ftbert::Precision::kInt8));
-    CHECK(!uses(Model(256, 1), ftbert::Precision::kBFloat16));
+    CHECK(uses(Model(256, 4, 1024, 1), ftbert::Precision::kFloat32));
+    CHECK(!uses(Model(192, 4, 768, 1), ftbert::Precision::kFloat32));
+    CHECK(!uses(Model(256, 4, 1024, 1), ftbert::Precision::kInt8));
+    CHECK(!uses(Model(256, 4, 1024, 1), ftbert::Precision::kBFloat16));
     const Strassen off("0");
-    CHECK(!uses(Model(256, 1), ftbert::Precision::kFloat32));
+    CHECK(!uses(Model(256, 4, 1024, 1), ftbert::Precision::kFloat32));
   }
-  const Config config = Model(192, 1);
+  const Config config = Model(192, 4, 768, 1);
   const RandomModel model(config);
   std::shared_ptr<Engine> engine;
   for (const char* value : {"2", "on", "00"}) {
@@ -330,10 +265,10 @@ void TestChoice() {
     CHECK(status.message().find("FTBERT_CPU_STRASSEN: expected 0 or 1, got \"" + std::string(value)) == 0);
   }
   const IsaScope scope("portable");
-  CHECK(!uses(Model(256, 1), ftbert::Precision::kFloat32));
+  CHECK(!uses(Model(256, 4, 1024, 1), ftbert::Precision::kFloat32));
   const Strassen on("1");
-  CHECK(uses(Model(192, 1), ftbert::Precision::kFloat32));
-  CHECK(!uses(Model(200, 1), ftbert::Precision::kFloat32));  // an odd number of panels
+  CHECK(uses(Model(192, 4, 768, 1), ftbert::Precision::kFloat32));
+  CHECK(!uses(Model(200, 4, 800, 1), ftbert::Precision::kFloat32));  // an odd number of panels
 }
 
 }  // namespace

@@ -46,71 +46,89 @@ inline void CheckPrepare(const Form& form, const Problem& p) {
   CHECK_EQ(different, 0);
 }
 
-// The ways of product.cc: blocks of rows for each thread, and the grid; against the kernel itself where it can be
-// asked, and a row at a time.
-inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate, Epilogue activation) {
-  using namespace ftbert::cpu;  // NOLINT
-  constexpr int32_t kMostRows = 300;
-  const LinearKernel& kernel = *form.kernel;
-  const Kernels* kernels = KernelsFor(MachineIsa());
-  const Problem wide(hidden, intermediate, kMostRows, 3), narrow(intermediate, hidden, 1, 4);
-  const Problem square(hidden, hidden, 1, 5);
-  const PackedMatrix up = wide.Pack(kernel), down = narrow.Pack(kernel), output = square.Pack(kernel);
-  CpuNorm norm;
-  norm.gamma.assign(hidden, 1.25f);
-  norm.beta.assign(hidden, -0.5f);
-  norm.epsilon = 1e-12f;
-  const int32_t up_panels = static_cast<int32_t>(up.panels.size());
-
-  // What `rows` rows from `first` on become on so many threads: the wide product, and two steps of a layer.
+// What product.cc makes of random rows: the wide product, and two steps of a layer.
+class ProductSteps {
+ public:
   struct Results {
-    std::vector<float> wide, states;
+    std::vector<float> wide, states;  // (rows, F), (rows, H)
   };
-  const auto run = [&](int32_t first, int32_t rows, int threads) {
+
+  ProductSteps(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t most_rows, Epilogue activation)
+      : kernel_(kernel), activation_(activation), wide_(hidden, intermediate, most_rows, 3),
+        narrow_(intermediate, hidden, 1, 4), square_(hidden, hidden, 1, 5), up_(wide_.Pack(kernel)),
+        down_(narrow_.Pack(kernel)), output_(square_.Pack(kernel)) {
+    norm_.gamma.assign(hidden, 1.25f);
+    norm_.beta.assign(hidden, -0.5f);
+    norm_.epsilon = 1e-12f;
+  }
+
+  const PackedMatrix& up() const { return up_; }
+  const std::vector<float>& rows() const { return wide_.x; }
+
+  // What `count` rows from `first` on, the first `paired` of them in pairs, become on so many threads.
+  Results Run(int32_t first, int32_t count, int threads, int32_t paired = 0) const {
+    using namespace ftbert::cpu;  // NOLINT
+    const int32_t hidden = up_.inputs, intermediate = up_.outputs;
     Team team(threads);
     ProductScratch scratch;
-    CHECK(scratch.Reserve(kernel, hidden, intermediate, rows, team.size()));
-    Products products(kernels, &team, &scratch);
-    const auto as_rows = [](std::vector<float>* storage, int32_t columns, int32_t count) {
+    CHECK(scratch.Reserve(kernel_, hidden, intermediate, count, team.size()));
+    if (paired > 0) CHECK(scratch.Reserve(*kernel_.pairs(), hidden, intermediate, count, team.size()));
+    Products products(KernelsFor(kernel_.isa()), &team, &scratch);
+    const auto as_rows = [&](std::vector<float>* storage, int32_t columns) {
       Rows some;
       some.stride = PaddedStride(columns);
       some.count = count;
+      some.paired = paired;
       storage->assign(some.stride * count, kNan);
       some.data = storage->data();
       return some;
     };
     std::vector<float> of_states, of_wide, of_context;
-    const Rows states = as_rows(&of_states, hidden, rows), context = as_rows(&of_context, hidden, rows);
-    const Rows result = as_rows(&of_wide, intermediate, rows);
-    for (int32_t r = 0; r < rows; ++r) {
-      const float* x = &wide.x[static_cast<size_t>(first + r) * hidden];
+    const Rows states = as_rows(&of_states, hidden), context = as_rows(&of_context, hidden);
+    const Rows result = as_rows(&of_wide, intermediate);
+    for (int32_t r = 0; r < count; ++r) {
+      const float* x = &wide_.x[static_cast<size_t>(first + r) * hidden];
       std::copy(x, x + hidden, states.row(r));
       std::reverse_copy(x, x + hidden, context.row(r));
     }
-    products.Linear(up, 0, up_panels, activation, states, result);
-    products.LinearAddNorm(output, norm, context, states);
-    products.FeedForward(up, down, activation, norm, states);
+    products.Linear(up_, 0, static_cast<int32_t>(up_.panels.size()), activation_, states, result);
+    products.LinearAddNorm(output_, norm_, context, states);
+    products.FeedForward(up_, down_, activation_, norm_, states);
     Results results;
-    for (int32_t r = 0; r < rows; ++r) {
+    for (int32_t r = 0; r < count; ++r) {
       results.wide.insert(results.wide.end(), result.row(r), result.row(r) + intermediate);
       results.states.insert(results.states.end(), states.row(r), states.row(r) + hidden);
     }
     return results;
-  };
+  }
 
-  const std::vector<float> direct = Multiply(kernel, up, wide.x.data(), kMostRows, activation);
-  const Results all = run(0, kMostRows, 1);
+ private:
+  const LinearKernel& kernel_;
+  Epilogue activation_;
+  Problem wide_, narrow_, square_;
+  PackedMatrix up_, down_, output_;
+  ftbert::cpu::CpuNorm norm_;
+};
+
+// The ways of product.cc: blocks of rows for each thread, and the grid; against the kernel itself where it can be
+// asked, and a row at a time.
+inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate, Epilogue activation) {
+  constexpr int32_t kMostRows = 300;
+  using Results = ProductSteps::Results;
+  const ProductSteps steps(*form.kernel, hidden, intermediate, kMostRows, activation);
+  const std::vector<float> direct = Multiply(*form.kernel, steps.up(), steps.rows().data(), kMostRows, activation);
+  const Results all = steps.Run(0, kMostRows, 1);
   CHECK(SameBits(all.wide.data(), direct.data(), direct.size()));
   CHECK(std::none_of(all.states.begin(), all.states.end(), [](float x) { return std::isnan(x); }));
   for (int threads : {1, 2, 3, 8}) {
     for (int32_t rows : {1, 3, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129, 130, 161, 299, 300}) {
-      const Results some = run(0, rows, threads);
+      const Results some = steps.Run(0, rows, threads);
       CHECK(SameBits(some.wide.data(), all.wide.data(), some.wide.size()));
       CHECK(SameBits(some.states.data(), all.states.data(), some.states.size()));
     }
   }
   for (int32_t r = 0; r < kMostRows; r += 23) {
-    const Results alone = run(r, 1, 1);
+    const Results alone = steps.Run(r, 1, 1);
     CHECK(SameBits(alone.wide.data(), &all.wide[static_cast<size_t>(r) * intermediate], alone.wide.size()));
     CHECK(SameBits(alone.states.data(), &all.states[static_cast<size_t>(r) * hidden], alone.states.size()));
   }

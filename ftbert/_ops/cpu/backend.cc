@@ -119,8 +119,8 @@ class CpuBackend final : public Backend {
       for (int32_t begin = 0; begin < length; begin += kStretchTokens) {
         w->stretches.push_back(Stretch{b, begin, std::min(kStretchTokens, length - begin)});
       }
-      if (w->Filled(b)) Clear(states, w->Begin(b) + length);
     }
+    ClearFilling(*w, states);
     w->team->ForEach(static_cast<int>(w->stretches.size()), [&](int index, int) {
       const Stretch& stretch = w->stretches[index];
       const int32_t first = w->batch.row_splits[stretch.row] + stretch.begin;
@@ -180,9 +180,7 @@ class CpuBackend final : public Backend {
       return work_a != work_b ? work_a > work_b : (a.row != b.row ? a.row < b.row : a.begin < b.begin);
     });
 
-    for (int32_t b = 0; b < w->shape.rows; ++b) {  // what no token attends with is to stay small
-      if (!first_only && w->Filled(b)) Clear(out, w->Begin(b) + w->Length(b));
-    }
+    if (!first_only) ClearFilling(*w, out);
     w->team->ForEach(static_cast<int>(w->stretches.size()) * N, [&](int index, int thread) {
       const Stretch& stretch = w->stretches[index / N];
       const int32_t head = index % N;
@@ -301,7 +299,12 @@ class CpuBackend final : public Backend {
     Of(w).Linear(matrix, 0, static_cast<int32_t>(matrix.panels.size()), epilogue, w->View(in), w->View(out));
   }
 
-  void Clear(const Rows& rows, int32_t row) const { std::fill_n(rows.row(row), config_.hidden_size, 0.f); }
+  // The rows that belong to no token: their numbers are to stay small, as they are added to their pair's other row.
+  void ClearFilling(const CpuWorkspace& w, const Rows& rows) const {
+    for (int32_t b = 0; b < w.shape.rows; ++b) {
+      if (w.Filled(b)) std::fill_n(rows.row(w.Begin(b) + w.Length(b)), config_.hidden_size, 0.f);
+    }
+  }
 
   static void Copy(const Rows& from, int32_t columns, float* to) {
     if (to == nullptr) return;

@@ -93,8 +93,8 @@ void MicroTile(const MicroTask& task) {
   for (int i = 0; i < (kRows + 2) / 3; ++i) rows[i] = task.in + 3 * i * in_stride;
   const float* weights = task.weights;
   const float* next = task.next;
-  const float* minus = task.minus;
-  float* made = task.made;
+  const float* minus = kMade ? task.minus : nullptr;
+  float* made = kMade ? task.made : nullptr;
   for (int k = task.inputs; k > 0; --k) {
     Vec w[kVecs];
 #pragma GCC unroll 4

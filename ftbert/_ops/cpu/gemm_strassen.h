@@ -12,8 +12,8 @@
 //   C11 = P1 + P2    C12 = U + P5 + P3    C21 = V - P4    C22 = V + P5
 //
 // A is added up once, by PreparePairs. B is added up by the first tile of a product on its way to the multiply-adds,
-// and waits in the first-level cache for the other tiles: weights are kept once, as Gemm reads them. The products of a
-// pair of panels wait near until the seventh is done.
+// and waits in cache for the other tiles: weights are kept once, as Gemm reads them. The products of a pair of panels
+// wait there, too, until the seventh is done.
 //
 // Inputs go in blocks of kPairInputs, and the halves are those of a block. Every product is one chain of fused
 // multiply-adds with k ascending, and the sums have one order, so that a pair's results depend on the pair and the

@@ -59,9 +59,9 @@ struct Tile {
   int32_t rows = 0;
   int32_t panel_begin = 0;
   int32_t panel_end = 0;
-  // A part of the inputs only if the kernel splits_inputs(); multiples of input_step() except for k_end == K (where it
-  // prepares_parts(), `in` is what Prepare made of these inputs alone). Where
-  // k_begin > 0, `out` holds the sum of the earlier ranges; bias and activation are applied when k_end == K.
+  // A part of the inputs only if the kernel splits_inputs(); multiples of input_step() except for k_end == K. If it
+  // prepares_parts(), `in` is what Prepare made of these inputs alone. Where k_begin > 0, `out` holds the sum of the
+  // earlier ranges; bias and activation are applied when k_end == K.
   int32_t k_begin = 0;
   int32_t k_end = 0;
   Epilogue epilogue = Epilogue::kBias;

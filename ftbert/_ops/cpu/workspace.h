@@ -24,7 +24,6 @@ struct WorkspacePlan {
   const LinearKernel* linear;
   const Kernels* kernels;
   int threads;
-
   bool pairs;  // as ChoosePairs says
 
   int32_t head_size() const { return config.hidden_size / config.num_heads; }
