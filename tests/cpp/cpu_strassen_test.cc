@@ -121,7 +121,7 @@ void TestProducts(const LinearKernel& rows) {
     TestProduct(rows, pairs, 40, 2 * panel, 1, Epilogue::kBias);
   }
   TestProduct(rows, 3, 2, 2 * panel, 1, Epilogue::kBias);
-  TestProduct(rows, 65, 130, 4 * panel, 1, Epilogue::kBias);        // more than wait at a time; odd halves
+  TestProduct(rows, 73, 130, 4 * panel, 1, Epilogue::kBias);  // more than wait at a time; odd halves
   TestProduct(rows, 129, 30, 6 * panel, 3, Epilogue::kBias);
   TestProduct(rows, 5, rows.pairs()->input_step() + 2, 2 * panel, 1, Epilogue::kBiasTanh);  // a last block of two
   TestProduct(rows, 7, 2200, 4 * panel, 2, Epilogue::kBiasRelu);

@@ -27,7 +27,7 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-constexpr int kPairBlock = 64;  // pairs whose products wait at a time
+constexpr int kPairBlock = 72;  // pairs whose products wait at a time: a cell of the grid has up to 66 (product.cc)
 
 // In the order of their use, which is that of the products below.
 enum Operand { kA11, kA12, kS1, kS2, kA22, kS3, kS4, kOperands };
