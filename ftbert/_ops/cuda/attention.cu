@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
 
   const int last = min(token0 + kQueries, tokens) - 1;
   const int begin = ranges[token0].x, end = ranges[last].y;
+#pragma unroll 1
   for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
     const int r = i / kPieces, piece = i % kPieces;
     const bool valid = token0 + r < tokens && piece * 8 < head_size;
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   }
   const auto load = [&](int block) {
     const int buffer = block & 1, key0 = begin + block * kKeys;
+#pragma unroll 1
     for (int i = threadIdx.x; i < kKeys * kPieces; i += kThreads) {
       const int r = i / kPieces, piece = i % kPieces;
       const bool valid = key0 + r < end && piece * 8 < head_size;

@@ -81,7 +81,16 @@ constexpr WgmmaCost kWgmmaCosts[kWgmmaVariants] = {
     {0.19f, 1.3f, 0.3f, 1.15f},  // 64 x 96 alternating
     {0.60f, 0.6f, 0.4f, 2.f},    // 128 x 128 alternating, two by two CTAs in a cluster
     {0.46f, 1.8f, 0.8f, 1.f},    // 128 x 144
+    {1.15f, 2.4f, 0.4f, 1.f},    // 192 x 256
+    {0.867f, 1.5f, 0.3f, 1.f},   // 192 x 192
+    {0.44f, 0.3f, 0.4f, 2.f},    // 128 x 128 alternating, compact
 };
+// Up to here tiles' ends are compact: a kernel goes through them a few times only. (The model in fp8 on an H200: 5, 7,
+// 6% faster at 1,024, 2,048 and 4,096 rows; at 12,288 the same, beyond slower.)
+constexpr int kCompactRows = 8192;
+// Tiles of 192 rows pay between these (the model at 12,288 rows: 3% faster). At 2,048 and 4,096, and from 16,000 on, it
+// is slower with them, whatever the products alone say.
+constexpr int kLeastTallRows = 8193, kMostTallRows = 14336;
 constexpr float kFloat8Tile = 1.f;  // scaling by row and column; half of it hides where tiles alternate
 // fp8 from kManyRows on, scaling included, in the same order: fitted to 32,768 rows.
 constexpr int kManyRows = 2048;
@@ -90,7 +99,8 @@ constexpr WgmmaCost kFloat8Costs[kWgmmaVariants] = {
     {0.687f, 2.76f, 0.55f, 1.f}, {0.675f, 2.98f, 0.45f, 1.f},  {0.485f, 2.71f, 0.19f, 1.f},
     {0.348f, 1.70f, 0.10f, 1.f}, {0.262f, 1.48f, 0.12f, 0.5f}, {0.236f, 0.80f, 0.23f, 0.9f},
     {0.577f, 0.03f, -0.2f, 2.f}, {0.219f, 0.40f, 0.02f, 1.15f}, {0.364f, 0.86f, 0.62f, 2.f},
-    {0.38f, 2.0f, 0.1f, 1.f},
+    {0.38f, 2.0f, 0.1f, 1.f},    {1.05f, 4.f, 0.7f, 1.f},     {0.72f, 2.7f, 1.f, 1.f},
+    {0.342f, 0.98f, 0.37f, 2.f},
 };
 
 Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
@@ -99,7 +109,9 @@ Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
   for (int v = 0; v < kWgmmaVariants; ++v) {
     const WgmmaTile& t = kWgmmaTiles[v];
     const int most = ClustersAtOnce(machine, t);
-    if (most == 0) continue;
+    if (most == 0 || (t.rows == 192 && (g.m < kLeastTallRows || g.m > kMostTallRows))) continue;
+    const bool compact = t.compact || ForFewRows(t);
+    if (g.m <= kCompactRows ? !compact : t.compact) continue;
     const int waves = CeilDiv(ClusterTiles(t, g), most);
     const bool float8 = g.in == Element::kFloat8, many = float8 && g.m >= kManyRows;
     const WgmmaCost& cost = many ? kFloat8Costs[v] : kWgmmaCosts[v];
@@ -130,7 +142,8 @@ bool LtAllowed(const Machine& machine, const Gemm& g) {
 Plan PlanFor(const Machine& machine, const Gemm& g) {
   const bool many_weights = static_cast<int64_t>(g.n) * g.k >= kLtSomeWeights;
   const int least = g.in == Element::kFloat ? 16 : !machine.hopper ? 256 : many_weights ? kLtSomeRows : kLtRows;
-  const bool own = machine.hopper && g.in != Element::kFloat && g.m > kMostLtRows;
+  const bool compact = g.act != 0 && g.m > kLtSomeRows && g.m <= kLtRows;  // the model is 3 to 6% faster with ours
+  const bool own = machine.hopper && g.in != Element::kFloat && (g.m > kMostLtRows || compact);
   if (LtAllowed(machine, g) && g.m >= least && !own && LtChoices(machine, g) > 0) {
     return Plan{Family::kLt, 0, 1};
   }
@@ -204,7 +217,7 @@ std::string PlanName(const Plan& plan) {
     case Family::kWgmma: {
       const WgmmaTile& t = kWgmmaTiles[plan.variant];
       return "wgmma " + std::to_string(t.rows) + "x" + std::to_string(t.columns) + (t.alternate ? " alternating" : "") +
-             (t.cluster > 1 ? " cluster " + std::to_string(t.cluster) : "");
+             (t.compact ? " compact" : "") + (t.cluster > 1 ? " cluster " + std::to_string(t.cluster) : "");
     }
     case Family::kSplit:
       return "split " + std::to_string(kSplitTokens[plan.variant]) + "/" + std::to_string(plan.split);

@@ -128,17 +128,25 @@ cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm&
 cudaError_t RunSharedK(const Machine& machine, int split, const Gemm& gemm, cudaStream_t stream);
 
 // Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share
-// one), and how many CTAs of a cluster share tiles (2: the weights'; 4: two by two, both).
+// one), how many CTAs of a cluster share tiles (2: the weights'; 4: two by two, both), and whether the code of a tile's
+// end with an activation is short: gone through step after step, instead of written out for the whole tile. Then it is
+// fetched sooner, and is slower once it is there.
 struct WgmmaTile {
   int rows, columns;
   bool alternate;
   int cluster;
+  bool compact = false;
 };
 constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1},  {128, 128, true, 2},  {128, 192, true, 1},
                                      {128, 256, false, 1}, {128, 256, false, 2}, {128, 192, false, 1},
                                      {128, 128, false, 1}, {128, 96, false, 1},  {128, 64, false, 1},
                                      {64, 256, true, 2},   {64, 96, true, 1},    {128, 128, true, 4},
-                                     {128, 144, false, 1}};
+                                     {128, 144, false, 1}, {192, 256, false, 1}, {192, 192, false, 1},
+                                     {128, 128, true, 1, true}};
+// Tiles that are a CTA's only one mostly: their ends do without the copy engine, and are compact, too.
+constexpr bool ForFewRows(const WgmmaTile& tile) {
+  return tile.alternate ? tile.columns < 128 : tile.rows <= 128 && tile.columns < 256;
+}
 constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
 
 // Clusters that run at once. Those of four do not fill every group of multiprocessors: sixteen or eighteen share one.

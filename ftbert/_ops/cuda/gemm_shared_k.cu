@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);
     PrefetchMap(&w_map);
+#pragma unroll 1
     for (int s = 0; s < kStages; ++s) {
       BarrierInit(full + 8 * s, 1);
       BarrierInit(empty + 8 * s, 1);
@@ -62,8 +63,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         LoadTile(base + stage * kStageBytes + kRows * 128, &w_map, full + 8 * stage, (begin + slice) * kSlice, column0);
       };
       const int early = slices < kStages ? slices : kStages;
+#pragma unroll 1
       for (int slice = 0; slice < early; ++slice) load_w(slice, slice);
       WaitForPreviousKernel();
+#pragma unroll 1
       for (int slice = 0; slice < slices; ++slice) {
         const int stage = slice % kStages;
         if (slice >= early) {
@@ -99,6 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int i = 0; i < kColumns / 2; ++i) acc[i] = 0.f;
   int previous = -1;
+#pragma unroll 1
   for (int slice = 0; slice < slices; ++slice) {
     const int stage = slice % kStages;
     BarrierWait(full + 8 * stage, slice / kStages & 1);

@@ -49,8 +49,10 @@ struct SplitTile {
   __device__ __forceinline__ void AskForWeights(const CUtensorMap* x_map, const CUtensorMap* w_map) const {
     if (threadIdx.x != 0) return;
     PrefetchMap(x_map);
+#pragma unroll 1
     for (int s = 0; s < slices; ++s) BarrierInit(barriers + 8 * s, 1);
     BarrierInitFence();
+#pragma unroll 1
     for (int s = 0; s < slices; ++s) {
       BarrierExpect(barriers + 8 * s, kSliceBytes);
       LoadTile(base + s * kSliceBytes, w_map, barriers + 8 * s, (begin + s) * kSlice, output0);
@@ -60,6 +62,7 @@ struct SplitTile {
   // Each warpgroup asks for its own slices of the rows.
   __device__ __forceinline__ void AskForRows(const CUtensorMap* x_map) const {
     if (threadIdx.x % 128 != 0) return;
+#pragma unroll 1
     for (int s = threadIdx.x / 128; s < slices; s += kGroups) {
       LoadTile(base + s * kSliceBytes + kOutputs * 128, x_map, barriers + 8 * s, (begin + s) * kSlice, token0);
     }
@@ -71,6 +74,7 @@ struct SplitTile {
     float acc[kTokens / 2];
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.f;
+#pragma unroll 1
     for (int s = group; s < slices; s += kGroups) {
       BarrierWait(barriers + 8 * s, 0);
       const uint64_t w_tile = TileDescriptor(base + s * kSliceBytes);
@@ -150,11 +154,14 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
                                             const float4& bias, const float4& w_scale,
                                             const RowInputs<kTokens>& inputs) {
   constexpr bool kScaled = sizeof(In) == 1;
+  constexpr int kRows = kTokens / kRowStep;  // one or two, by the same code
+  static_assert(kRows <= 2, "a thread's rows");
   const int n = threadIdx.x % 16 * 4, end = EndRow<kTokens>(p.rank, p.split);
-#pragma unroll
-  for (int i = 0; i < kTokens / kRowStep; ++i) {
+#pragma unroll sizeof(In) == 1 ? kRows : 1
+  for (int i = 0; i < kRows; ++i) {
     const int t = FirstRow<kTokens>(p.rank, p.split) + i * kRowStep, m = token0 + t;
     if (t >= end || m >= e.m || output0 + n >= e.n) continue;
+    const bool first = i == 0;
     const uint32_t at = p.at + ((threadIdx.x / 16 + i * kRowStep) * kPitch + n) * 4;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f), parts[kMostParts];
 #pragma unroll
@@ -164,7 +171,7 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
 #pragma unroll
     for (int part = 0; part < kMostParts; ++part) Add4(&sum, parts[part]);
     if (kScaled) {
-      const float x_scale = inputs.x_scale[i];
+      const float x_scale = first ? inputs.x_scale[0] : inputs.x_scale[kRows - 1];
       sum.x *= x_scale * w_scale.x, sum.y *= x_scale * w_scale.y;
       sum.z *= x_scale * w_scale.z, sum.w *= x_scale * w_scale.w;
     }
@@ -172,11 +179,12 @@ __device__ __forceinline__ void AddPartials(const Partial& p, const EpilogueArgs
     sum.z = Activate<kAct, false>(sum.z + bias.z), sum.w = Activate<kAct, false>(sum.w + bias.w);
     Out* to = static_cast<Out*>(e.out) + m * e.ldo + output0 + n;
     if constexpr (sizeof(Out) == 2) {
-      const float2 low = UnpackPair<Out>(inputs.residual[i].x), high = UnpackPair<Out>(inputs.residual[i].y);
+      const uint2 residual = first ? inputs.residual[0] : inputs.residual[kRows - 1];
+      const float2 low = UnpackPair<Out>(residual.x), high = UnpackPair<Out>(residual.y);
       sum.x += low.x, sum.y += low.y, sum.z += high.x, sum.w += high.y;
       *reinterpret_cast<uint2*>(to) = make_uint2(PackPair<Out>(sum.x, sum.y), PackPair<Out>(sum.z, sum.w));
     } else {
-      const float inverse = 1.f / inputs.out_scale[i];
+      const float inverse = 1.f / (first ? inputs.out_scale[0] : inputs.out_scale[kRows - 1]);
       *reinterpret_cast<uint32_t*>(to) =
           PackFloat8Pair(sum.x * inverse, sum.y * inverse) |
           static_cast<uint32_t>(PackFloat8Pair(sum.z * inverse, sum.w * inverse)) << 16;
@@ -230,6 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int n = threadIdx.x % 16 * 4, each = CeilDiv(kTokens, split);
     partial = Partial{tile.base + args.inbox, split, each * kPitch * 4, rank, split};
     ClusterWait();
+#pragma unroll 1
     for (int t = threadIdx.x / 16; t < kTokens; t += kRowStep) {
       StoreRemote4(partial.at + ((rank * each + t % each) * kPitch + n) * 4, t / each, tile.Sum(t, n));
     }

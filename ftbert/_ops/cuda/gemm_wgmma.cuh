@@ -1,8 +1,8 @@
-// Matrix products of many rows on Hopper: persistent CTAs of one copying and two multiplying warpgroups.
+// Matrix products of many rows on Hopper: persistent CTAs of one copying and two or three multiplying warpgroups.
 //
 // Contract: x (M, K) and w (N, K) as gemm.h says. A CTA loops over tiles of kRows x kColumns; the copying warpgroup
 // keeps kStages slices of 128 bytes of K in flight through the copy engine. With kAlternate each multiplying warpgroup
-// owns every other tile, so that one's epilogue hides behind the other's products; otherwise both share each tile, 64
+// owns every other tile, so that one's epilogue hides behind the other's products; otherwise all share each tile, 64
 // rows each. With a cluster of 2 the two CTAs take neighbouring row blocks, and each loads half of the weight tile for
 // both. With a cluster of 4 the CTAs take two row blocks times two column blocks (rank: bit 0 the row block, bit 1 the
 // column block), and the two that share rows also each load half of them for both: what L2 must deliver is then 16 KiB
@@ -17,17 +17,23 @@
 namespace ftbert {
 namespace cuda {
 
-constexpr bool ForFewRows(int columns, bool alternate) { return columns < (alternate ? 128 : 256); }
+constexpr bool ForFewRows(int rows, int columns, bool alternate) {
+  return ForFewRows(WgmmaTile{rows, columns, alternate, 1});
+}
 
 template <typename In, typename Out, int kRows, int kColumns, bool kAlternate>
 struct WgmmaSizes {
-  using End = WgmmaEnd<In, Out, kRows, kColumns, ForFewRows(kColumns, kAlternate)>;
+  using End = WgmmaEnd<In, Out, kRows, kColumns, ForFewRows(kRows, kColumns, kAlternate)>;
   static constexpr int kStageBytes = (kRows + kColumns) * 128;
-  static constexpr int kBlocks = kAlternate ? kRows / 64 : kRows / 128;  // 64-row blocks of one warpgroup
-  static constexpr int kSlots = 2;                                       // tiles whose parameters are there at a time
-  static constexpr int kBarriers = 8 * (2 * 7 + 2 * kSlots + 8 * 4);
+  static constexpr int kGroups = kAlternate ? 2 : kRows / 64;  // multiplying warpgroups
+  static constexpr int kThreads = 128 * (1 + kGroups);
+  static constexpr int kBlocks = kAlternate ? kRows / 64 : 1;  // 64-row blocks of one of them
+  // Registers of a multiplying and of a copying thread.
+  static constexpr int kRegisters = kGroups == 3 ? 160 : 232, kSpared = kGroups == 3 ? 32 : 40;
+  static constexpr int kSlots = 2;  // tiles whose parameters are there at a time
+  static constexpr int kBarriers = 8 * (2 * 7 + 2 * kSlots + 4 * kGroups * 4);
   static constexpr int kAvailable = 227 * 1024 - 1024 - kBarriers - kSlots * End::kParameterBytes;
-  static constexpr int kEach = 8 * End::kBufferBytes;  // a buffer of every multiplying warp
+  static constexpr int kEach = 4 * kGroups * End::kBufferBytes;  // a buffer of every multiplying warp
   // As many buffers as divide the parts of a tile and leave room for five stages (seven small ones), or, where nothing
   // hides a tile's end, for three.
   static constexpr int kLeast = !kAlternate ? 3 : kStageBytes >= 32768 ? 5 : 7, kParts = kBlocks * End::kParts;
@@ -41,20 +47,23 @@ struct WgmmaSizes {
       kStages * kStageBytes + kBuffers * kEach + kSlots * End::kParameterBytes + kBarriers + 1024;
 };
 
-template <typename In, typename Out, int kRows, int kColumns, bool kAlternate, int kCluster>
-__global__ void __launch_bounds__(384, 1)
+template <typename In, typename Out, int kRows, int kColumns, bool kAlternate, int kCluster, bool kCompact = false>
+__global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternate>::kThreads, 1)
     GemmWgmma(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
-              const __grid_constant__ EndMaps<ForFewRows(kColumns, kAlternate)> maps, const EpilogueArgs e,
+              const __grid_constant__ EndMaps<ForFewRows(kRows, kColumns, kAlternate)> maps, const EpilogueArgs e,
               const void* prefetch, int64_t prefetch_bytes) {
 #if FTBERT_HOPPER
   using Sizes = WgmmaSizes<In, Out, kRows, kColumns, kAlternate>;
   using End = typename Sizes::End;
   constexpr bool kFew = End::kFew;
   constexpr int kStages = Sizes::kStages, kBuffers = Sizes::kBuffers, kBlocks = Sizes::kBlocks;
+  constexpr int kGroups = Sizes::kGroups;
+  // Columns of an instruction. (Where three warpgroups multiply, the compiler has 128 registers for one.)
+  constexpr int kWide = kGroups == 3 && kColumns > 192 ? kColumns / 2 : kColumns;
   constexpr int kSlice = 128 / sizeof(In);                      // values of K in a stage
   constexpr int kRowCtas = kCluster > 1 ? 2 : 1, kColumnCtas = kCluster / kRowCtas;  // of a cluster
   constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: not the diagonal one
-  constexpr int kConsumers = (kAlternate ? 1 : 2) * kWriters;   // warpgroups that must leave a stage
+  constexpr int kConsumers = (kAlternate ? 1 : kGroups) * kWriters;  // warpgroups that must leave a stage
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
   const uint32_t buffers = base + kStages * Sizes::kStageBytes;
   const uint32_t parameters = buffers + kBuffers * Sizes::kEach;
@@ -80,9 +89,9 @@ __global__ void __launch_bounds__(384, 1)
     }
     for (int s = 0; s < Sizes::kSlots; ++s) {
       BarrierInit(slot_full + 8 * s, 32);
-      BarrierInit(slot_empty + 8 * s, kAlternate ? 4 : 8);
+      BarrierInit(slot_empty + 8 * s, kAlternate ? 4 : 4 * kGroups);
     }
-    for (int i = 0; i < 8 * kBuffers && fetches; ++i) BarrierInit(residuals + 8 * i, 1);
+    for (int i = 0; i < 4 * kGroups * kBuffers && fetches; ++i) BarrierInit(residuals + 8 * i, 1);
     BarrierInitFence();
   }
   if (kCluster > 1) {
@@ -106,7 +115,7 @@ __global__ void __launch_bounds__(384, 1)
   const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
 
   if (warpgroup == 0) {
-    GiveRegisters<40>();
+    GiveRegisters<Sizes::kSpared>();
     const auto load_x = [&](int stage, int slice, int row) {
       const uint32_t x_tile = base + stage * Sizes::kStageBytes;
       if (kColumnCtas == 1) {
@@ -131,6 +140,7 @@ __global__ void __launch_bounds__(384, 1)
     if (threadIdx.x == 0) {
       // The weights of the first stages do not depend on the kernel before.
       const int early = first < tiles ? (slices < kStages ? slices : kStages) : 0;
+#pragma unroll 1
       for (int slice = 0; slice < early; ++slice) load_w(slice, slice, column_of(first));
       WaitForPreviousKernel();
       int stage = 0;
@@ -138,6 +148,7 @@ __global__ void __launch_bounds__(384, 1)
       bool ahead = true;
       for (int tile = first; tile < tiles; tile += stride, ahead = false) {
         const int column = column_of(tile), row = row_of(tile);
+#pragma unroll 1
         for (int slice = 0; slice < slices; ++slice) {
           if (!ahead || slice >= early) {
             BarrierWait(empty + 8 * stage, parity);
@@ -165,7 +176,7 @@ __global__ void __launch_bounds__(384, 1)
       PrefetchShare(prefetch, prefetch_bytes);
     }
   } else {
-    TakeRegisters<232>();
+    TakeRegisters<Sizes::kRegisters>();
     WaitForPreviousKernel();  // what is written may still be read there
     const int mine = warpgroup - 1;
     const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
@@ -202,9 +213,10 @@ __global__ void __launch_bounds__(384, 1)
         }
       }
       __syncwarp();
-      float acc[kBlocks][kColumns / 2];
+      float acc[kBlocks * kColumns / 2];
       if (kAlternate) NamedBarrierSync(1 + mine, 256);
       int previous = -1;
+#pragma unroll kFew ? 1 : 2
       for (int slice = 0; slice < slices; ++slice, ++slice_count) {
         const int stage = slice_count % kStages;
         BarrierWait(full + 8 * stage, slice_count / kStages & 1);
@@ -215,8 +227,12 @@ __global__ void __launch_bounds__(384, 1)
         for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) {
-            Wgmma<In, kColumns>::Run(acc[block], TileDescriptor(x_tile + block * 64 * 128) + 2 * step,
-                                     w_tile + 2 * step, slice > 0 || step > 0);
+#pragma unroll
+            for (int part = 0; part < kColumns / kWide; ++part) {
+              Wgmma<In, kWide>::Run(reinterpret_cast<float(&)[kWide / 2]>(acc[block * kColumns / 2 + part * kWide / 2]),
+                                    TileDescriptor(x_tile + block * 64 * 128) + 2 * step,
+                                    w_tile + part * (kWide * 128 / 16) + 2 * step, slice > 0 || step > 0);
+            }
           }
         }
         WgmmaCommit();
@@ -234,12 +250,13 @@ __global__ void __launch_bounds__(384, 1)
       const uint32_t at = parameters + slot * End::kParameterBytes;
       BarrierWait(slot_full + 8 * slot, count / Sizes::kSlots & 1);
       if (sizeof(Out) == 2 && e.residual != nullptr) {  // which no activation goes before
-        FinishTile<End, Act::kNone, sizeof(Out) == 2, kBlocks, kBuffers>(acc, at, row_in_tile, row, column, uses, last,
-                                                                         e, w);
+        FinishTile<End, Act::kNone, sizeof(Out) == 2, kBlocks, kBuffers, false>(
+            acc, at, row_in_tile, row, column, uses, last, e, w);
       } else {
         WithAct(e.act, [&](auto act) {
-          FinishTile<End, decltype(act)::value, false, kBlocks, kBuffers>(acc, at, row_in_tile, row, column, uses, last,
-                                                                          e, w);
+          constexpr Act kAct = decltype(act)::value;
+          FinishTile<End, kAct, false, kBlocks, kBuffers, (kFew || kCompact) && kAct != Act::kNone>(
+              acc, at, row_in_tile, row, column, uses, last, e, w);
         });
       }
       uses += Sizes::kParts / kBuffers;
@@ -261,7 +278,7 @@ cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaS
   constexpr WgmmaTile kTile = kWgmmaTiles[kVariant];
   using Sizes = WgmmaSizes<In, Out, kTile.rows, kTile.columns, kTile.alternate>;
   static_assert(Sizes::kStages >= 3, "too little shared memory for this tile");
-  const auto kernel = GemmWgmma<In, Out, kTile.rows, kTile.columns, kTile.alternate, kTile.cluster>;
+  const auto kernel = GemmWgmma<In, Out, kTile.rows, kTile.columns, kTile.alternate, kTile.cluster, kTile.compact>;
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
   if (refused != cudaSuccess) return refused;
@@ -282,7 +299,7 @@ cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaS
   if (most == 0) return cudaErrorNotSupported;
   LaunchShape shape;
   shape.grid = dim3((tiles < most ? tiles : most) * kTile.cluster);
-  shape.block = dim3(384);
+  shape.block = dim3(Sizes::kThreads);
   shape.shared = Sizes::kShared;
   shape.stream = stream;
   shape.cluster = kTile.cluster;
@@ -319,6 +336,12 @@ cudaError_t RunWgmma(const Machine& machine, Element in, int variant, const Gemm
       return LaunchWgmma<In, Out, 11>(machine, in, g, stream);
     case 12:
       return LaunchWgmma<In, Out, 12>(machine, in, g, stream);
+    case 13:
+      return LaunchWgmma<In, Out, 13>(machine, in, g, stream);
+    case 14:
+      return LaunchWgmma<In, Out, 14>(machine, in, g, stream);
+    case 15:
+      return LaunchWgmma<In, Out, 15>(machine, in, g, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -42,6 +42,9 @@ struct WgmmaEnd {
   static constexpr int kColumns = kRowBytes / static_cast<int>(sizeof(Out));
   static constexpr int kParts = kTileColumns / kColumns;
   static constexpr int kBufferBytes = 16 * kPitch;
+  // Columns that are finished at a time: few where accumulators take most of a thread's registers.
+  static constexpr int kStep = !kFew && (kTileColumns == 192 || kTileRows == 192) ? 32 : kColumns % 64 == 0 ? 64 : 48;
+  static_assert(kColumns % kStep == 0, "whole steps");
   // One tile's parameters: bias, with w_scale between in pairs where there is one; x_scale and 1 / out_scale of rows.
   static constexpr int kRows = (kScaled ? 2 : 1) * kTileColumns * 4, kInverse = kRows + (kScaled ? kTileRows * 4 : 0);
   static constexpr int kParameterBytes = kInverse + (kFloat8Out ? kTileRows * 4 : 0);
@@ -177,13 +180,28 @@ __device__ __forceinline__ uint16_t FinishFloat8Pair(float low, float high, __ha
   return PackFloat8Pair(__hmul2(__hfma2(half, FastTanh2(inner), half), inverse));
 }
 
-// Finishes part kPart of a warp's 16 rows in a 64-row fragment. acc is laid out as Wgmma says.
-template <typename End, Act kAct, bool kAdds, int kPart>
-__device__ __forceinline__ void FinishPart(float (&acc)[End::kTileColumns / 2], uint32_t slot, int row_in_tile,
-                                           uint32_t buffer, int lane) {
+// The sums of step `index`, kCount of them, of a thread's. Where the step is not known to the compiler, by branches:
+// what is done with them then stands in the code once, not once a step. Few rows go through that code once in a kernel,
+// and half of its time was the fetching of instructions.
+template <int kCount, int kAll>
+__device__ __forceinline__ void PickSums(const float (&all)[kAll], int index, float (&some)[kCount]) {
+#pragma unroll
+  for (int step = 0; step < kAll / kCount; ++step) {
+    if (step != index) continue;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) some[i] = all[step * kCount + i];
+  }
+}
+
+// Finishes End::kStep columns of a warp's 16 rows, from column `first` of the tile and byte `at` of the buffer's rows
+// on. sums is laid out as Wgmma says.
+template <typename End, Act kAct, bool kAdds>
+__device__ __forceinline__ void FinishStep(float (&sums)[End::kStep / 2], uint32_t slot, int row_in_tile, int first,
+                                           uint32_t buffer, int at, int lane) {
 #if __CUDA_ARCH__ >= 900
   using Out = typename End::Out;
-  constexpr int kFirst = kPart * End::kColumns / 8, kEnd = kFirst + End::kColumns / 8;  // in 8 columns
+  constexpr int kPieces = End::kStep / 8;  // of 8 columns
+  const int piece0 = at / 16;
   float x_scale[2] = {1.f, 1.f}, inverse[2] = {1.f, 1.f};
   if (End::kScaled) {
 #pragma unroll
@@ -193,100 +211,113 @@ __device__ __forceinline__ void FinishPart(float (&acc)[End::kTileColumns / 2], 
       if (End::kFloat8Out) inverse[h] = LoadShared1(slot + End::kInverse + row * 4);
     }
   }
-  uint32_t old[kAdds ? End::kColumns / 16 : 1][4];
+  uint32_t old[kAdds ? kPieces / 2 : 1][4];
   if constexpr (kAdds) {
 #pragma unroll
-    for (int i = 0; i < End::kColumns / 16; ++i) {
-      LoadMatrix4(old[i], buffer + End::Place(lane % 16, 2 * i + lane / 16));
+    for (int i = 0; i < kPieces / 2; ++i) {
+      LoadMatrix4(old[i], buffer + End::Place(lane % 16, piece0 + 2 * i + lane / 16));
     }
     __syncwarp();  // all have read what is overwritten now
   }
+  const uint32_t columns = slot + (first / 2 + lane % 4) * (End::kScaled ? 16 : 8);
 #pragma unroll
-  for (int j = kFirst; j < kEnd; ++j) {
+  for (int j = 0; j < kPieces; ++j) {
     float bias[2], w_scale[2] = {1.f, 1.f};
     if (End::kScaled) {
-      const float4 both = LoadShared4(slot + (j * 4 + lane % 4) * 16);
+      const float4 both = LoadShared4(columns + j * 64);
       bias[0] = both.x, bias[1] = both.y, w_scale[0] = both.z, w_scale[1] = both.w;
     } else {
-      const float2 only = LoadShared2(slot + (j * 4 + lane % 4) * 8);
+      const float2 only = LoadShared2(columns + j * 32);
       bias[0] = only.x, bias[1] = only.y;
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        float& value = acc[4 * j + 2 * h + c];
+        float& value = sums[4 * j + 2 * h + c];
         value = End::kScaled ? fmaf(value, x_scale[h] * w_scale[c], bias[c]) : value + bias[c];
         if (!(End::kFloat8Out && kAct == Act::kGeluTanh)) value = Activate<kAct, false>(value);
       }
     }
   }
   if constexpr (End::kFloat8Out) {
-    const int column = lane % 4 * 2;
 #pragma unroll
-    for (int j = kFirst; j < kEnd; ++j) {
+    for (int j = 0; j < kPieces; ++j) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float low = acc[4 * j + 2 * h], high = acc[4 * j + 2 * h + 1];
+        const float low = sums[4 * j + 2 * h], high = sums[4 * j + 2 * h + 1];
         const uint16_t pair = kAct == Act::kGeluTanh ? FinishFloat8Pair(low, high, __float2half2_rn(inverse[h]))
                                                      : PackFloat8Pair(low * inverse[h], high * inverse[h]);
-        const int at = (j - kFirst) * 8;
-        StoreShared(buffer + End::Place(lane / 4 + 8 * h, at / 16) + at % 16 + column, pair);
+        StoreShared(buffer + End::Place(lane / 4 + 8 * h, piece0 + j / 2) + j % 2 * 8 + lane % 4 * 2, pair);
       }
     }
   } else {
 #pragma unroll
-    for (int j = kFirst; j < kEnd; j += 2) {
+    for (int j = 0; j < kPieces; j += 2) {
       uint32_t bits[4];  // top and low rows of 8 columns, then of the next 8
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float low = acc[4 * j + 2 * i], high = acc[4 * j + 2 * i + 1];
+        float low = sums[4 * j + 2 * i], high = sums[4 * j + 2 * i + 1];
         if constexpr (kAdds) {
-          const float2 add = UnpackPair<Out>(old[(j - kFirst) / 2][i]);
+          const float2 add = UnpackPair<Out>(old[j / 2][i]);
           low += add.x, high += add.y;
         }
         bits[i] = PackPair<Out>(low, high);
       }
-      StoreMatrix4(buffer + End::Place(lane % 16, j - kFirst + lane / 16), bits[0], bits[1], bits[2], bits[3]);
+      StoreMatrix4(buffer + End::Place(lane % 16, piece0 + j + lane / 16), bits[0], bits[1], bits[2], bits[3]);
     }
   }
 #endif
 }
 
-// Finishes the kBlocks fragments of one warp in a tile, from part kAt of them all on. uses: how often each buffer was
-// filled before this tile; last: this warp has no tile after it.
-template <typename End, Act kAct, bool kAdds, int kBlocks, int kBuffers, int kAt = 0>
-__device__ __forceinline__ void FinishTile(float (&acc)[kBlocks][End::kTileColumns / 2], uint32_t slot, int row_in_tile,
-                                           int row, int column, int uses, bool last, const EpilogueArgs& e,
-                                           const WarpBuffers<End::kRowBytes>& w) {
-  constexpr int kAll = kBlocks * End::kParts, kBuffer = kAt % kBuffers, kLag = kBuffers > 1 ? 1 : 0;
-  constexpr int kBlock = kAt / End::kParts, kPart = kAt % End::kParts;
+// Finishes the kBlocks fragments of one warp in a tile. uses: how often each buffer was filled before this tile; last:
+// this warp has no tile after it. kCompact: each step by the same code.
+template <typename End, Act kAct, bool kAdds, int kBlocks, int kBuffers, bool kCompact>
+__device__ __forceinline__ void FinishTile(const float (&acc)[kBlocks * End::kTileColumns / 2], uint32_t slot,
+                                           int row_in_tile, int row, int column, int uses, bool last,
+                                           const EpilogueArgs& e, const WarpBuffers<End::kRowBytes>& w) {
+  constexpr int kAll = kBlocks * End::kParts, kLag = kBuffers > 1 ? 1 : 0, kSteps = End::kColumns / End::kStep;
   constexpr bool kFetched = kAdds && !End::kFew;  // the residual is in the buffer
-  if (kFetched) {
-    BarrierWait(w.arrived + 8 * kBuffer, (uses + kAt / kBuffers) & 1);
-  } else {
-    if (!End::kFew && w.lane == 0 && !last) WaitStoresRead<kBuffers - 1>();
-    if (!End::kFew && w.lane == 0 && last && kAt == 0) WaitStoresRead<0>();
-    __syncwarp();
-  }
-  FinishPart<End, kAct, kFetched, kPart>(acc[kBlock], slot, row_in_tile + kBlock * 64, w.Buffer(kBuffer), w.lane);
-  const int part_row = row + kBlock * 64, part_column = column + kPart * End::kColumns;
-  if (End::kFew || last) {
-    StoreDirectly<End, kAdds && End::kFew>(e, w.Buffer(kBuffer), part_row, part_column, w.lane);
-    if (kLag == 0) __syncwarp();
-  } else {
-    w.Store(kBuffer, part_row, part_column);
-  }
-  constexpr int kBring = kAt - kLag + kBuffers;  // the part whose residual finds room now
-  constexpr int kBringRow = kBring / End::kParts * 64, kBringColumn = kBring % End::kParts * End::kColumns;
-  if constexpr (kFetched && kBring >= kBuffers && kBring < kAll) {
-    if (w.lane == 0) {
-      if (!last) WaitStoresRead<kLag>();
-      w.BringResidual(kBring % kBuffers, row + kBringRow, column + kBringColumn);
+  const auto finish = [&](int index) {
+    const int part = index / kSteps, step = index % kSteps, buffer = part % kBuffers;
+    const int block = part / End::kParts, part_column = part % End::kParts * End::kColumns;
+    if (step == 0) {
+      if (kFetched) {
+        BarrierWait(w.arrived + 8 * buffer, (uses + part / kBuffers) & 1);
+      } else {
+        if (!End::kFew && w.lane == 0 && !last) WaitStoresRead<kBuffers - 1>();
+        if (!End::kFew && w.lane == 0 && last && part == 0) WaitStoresRead<0>();
+        __syncwarp();
+      }
     }
+    float sums[End::kStep / 2];
+    PickSums(acc, index, sums);
+    FinishStep<End, kAct, kFetched>(sums, slot, row_in_tile + block * 64, part_column + step * End::kStep,
+                                    w.Buffer(buffer), step * End::kStep * static_cast<int>(sizeof(typename End::Out)),
+                                    w.lane);
+    if (End::kFew || step != kSteps - 1) return;
+    if (last) {
+      StoreDirectly<End, false>(e, w.Buffer(buffer), row + block * 64, column + part_column, w.lane);
+      if (kLag == 0) __syncwarp();
+    } else {
+      w.Store(buffer, row + block * 64, column + part_column);
+    }
+    const int bring = part - kLag + kBuffers;  // the part whose residual finds room now
+    if (kFetched && bring >= kBuffers && bring < kAll && w.lane == 0) {
+      if (!last) WaitStoresRead<kLag>();
+      w.BringResidual(bring % kBuffers, row + bring / End::kParts * 64, column + bring % End::kParts * End::kColumns);
+    }
+  };
+  if constexpr (kCompact) {
+#pragma unroll 1
+    for (int index = 0; index < kAll * kSteps; ++index) finish(index);
+  } else {
+#pragma unroll
+    for (int index = 0; index < kAll * kSteps; ++index) finish(index);
   }
-  if constexpr (kAt + 1 < kAll) {
-    FinishTile<End, kAct, kAdds, kBlocks, kBuffers, kAt + 1>(acc, slot, row_in_tile, row, column, uses, last, e, w);
+  if constexpr (End::kFew) {
+    static_assert(kAll == 1, "whole rows of one fragment");
+    StoreDirectly<End, kAdds>(e, w.Buffer(0), row, column, w.lane);
   }
 }
 
