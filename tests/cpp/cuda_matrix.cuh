@@ -110,7 +110,6 @@ inline Machine FirstCard() {
   machine.sms = properties.multiProcessorCount;
   machine.capability = properties.major * 10 + properties.minor;
   CHECK_CUDA(FindCode(&machine.hopper, &machine.dependent_launch));
-  if (machine.hopper) CHECK_CUDA(FindQuads(&machine.quads));
   if (machine.hopper) CHECK_CUDA(FindNormClusters(machine.norm_clusters));
   return machine;
 }

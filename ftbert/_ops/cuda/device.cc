@@ -161,10 +161,6 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
       return Status(Code::kUnavailable, FromCuda(started, "starting " + machine->name).message() +
                                             " Build ftbert with this card's architecture in FTBERT_CUDA_ARCHS.");
     }
-    if (machine->hopper && FindQuads(&machine->quads) != cudaSuccess) {
-      cudaGetLastError();
-      machine->quads = 0;
-    }
     if (machine->hopper && FindNormClusters(machine->norm_clusters) != cudaSuccess) {
       cudaGetLastError();
       for (int& clusters : machine->norm_clusters) clusters = 0;

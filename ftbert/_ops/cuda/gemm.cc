@@ -70,16 +70,13 @@ struct WgmmaCost {
 constexpr WgmmaCost kWgmmaCosts[kWgmmaVariants] = {
     {0.44f, 0.3f, 0.4f, 2.f},    // 128 x 128 alternating
     {0.385f, 0.6f, 0.4f, 2.f},   // the same in clusters
-    {0.9f, 4.f, 1.f, 2.f},       // 128 x 192 alternating: spills
     {0.735f, 1.9f, 1.4f, 1.f},   // 128 x 256
-    {0.745f, 2.1f, 1.4f, 1.f},   // the same in clusters
     {0.6f, 2.f, 1.f, 1.f},       // 128 x 192
     {0.37f, 1.5f, 0.7f, 1.f},    // 128 x 128
     {0.33f, 1.6f, 0.6f, 0.5f},   // 128 x 96
     {0.23f, 1.5f, 0.4f, 0.9f},   // 128 x 64
     {0.45f, 1.f, 0.4f, 2.f},     // 64 x 256 alternating in clusters
     {0.19f, 1.3f, 0.3f, 1.15f},  // 64 x 96 alternating
-    {0.60f, 0.6f, 0.4f, 2.f},    // 128 x 128 alternating, two by two CTAs in a cluster
     {0.46f, 1.8f, 0.8f, 1.f},    // 128 x 144
     {1.15f, 2.4f, 0.4f, 1.f},    // 192 x 256
     {0.867f, 1.5f, 0.3f, 1.f},   // 192 x 192
@@ -95,11 +92,10 @@ constexpr float kFloat8Tile = 1.f;  // scaling by row and column; half of it hid
 // fp8 from kManyRows on, scaling included, in the same order: fitted to 32,768 rows.
 constexpr int kManyRows = 2048;
 constexpr WgmmaCost kFloat8Costs[kWgmmaVariants] = {
-    {0.342f, 0.98f, 0.37f, 2.f}, {0.363f, 0.84f, 0.39f, 2.f},  {0.451f, 3.47f, -0.45f, 2.f},
-    {0.687f, 2.76f, 0.55f, 1.f}, {0.675f, 2.98f, 0.45f, 1.f},  {0.485f, 2.71f, 0.19f, 1.f},
-    {0.348f, 1.70f, 0.10f, 1.f}, {0.262f, 1.48f, 0.12f, 0.5f}, {0.236f, 0.80f, 0.23f, 0.9f},
-    {0.577f, 0.03f, -0.2f, 2.f}, {0.219f, 0.40f, 0.02f, 1.15f}, {0.364f, 0.86f, 0.62f, 2.f},
-    {0.38f, 2.0f, 0.1f, 1.f},    {1.05f, 4.f, 0.7f, 1.f},     {0.72f, 2.7f, 1.f, 1.f},
+    {0.342f, 0.98f, 0.37f, 2.f}, {0.363f, 0.84f, 0.39f, 2.f},  {0.687f, 2.76f, 0.55f, 1.f},
+    {0.485f, 2.71f, 0.19f, 1.f}, {0.348f, 1.70f, 0.10f, 1.f},  {0.262f, 1.48f, 0.12f, 0.5f},
+    {0.236f, 0.80f, 0.23f, 0.9f}, {0.577f, 0.03f, -0.2f, 2.f}, {0.219f, 0.40f, 0.02f, 1.15f},
+    {0.38f, 2.0f, 0.1f, 1.f},    {1.05f, 4.f, 0.7f, 1.f},      {0.72f, 2.7f, 1.f, 1.f},
     {0.342f, 0.98f, 0.37f, 2.f},
 };
 

@@ -76,7 +76,6 @@ struct Plan {
 struct Machine {
   int device = 0;
   int sms = 0;
-  int quads = 0;             // clusters of 4 CTAs that fill a multiprocessor each, at once
   int norm_clusters[5] = {};  // RunGemmNorm's clusters at once, by their CTAs
   int capability = 0;        // 90 for 9.0
   bool hopper = false;       // wgmma kernels are in this build and run here
@@ -113,8 +112,6 @@ std::string PlanName(const Plan& plan);
 // that need them are empty). waits: for 9.0 or later, so that kernels wait for the one before; code of an older
 // architecture, compiled for this card by its driver, does not, and must not start early.
 cudaError_t FindCode(bool* hopper, bool* waits);
-// Machine::quads of the current card.
-cudaError_t FindQuads(int* quads);
 // Machine::norm_clusters of the current card.
 cudaError_t FindNormClusters(int (&clusters)[5]);
 
@@ -128,19 +125,18 @@ cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm&
 cudaError_t RunSharedK(const Machine& machine, int split, const Gemm& gemm, cudaStream_t stream);
 
 // Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share
-// one), how many CTAs of a cluster share tiles (2: the weights'; 4: two by two, both), and whether the code of a tile's
-// end with an activation is short: gone through step after step, instead of written out for the whole tile. Then it is
-// fetched sooner, and is slower once it is there.
+// one), how many CTAs of a cluster share the weights' tiles, and whether the code of a tile's end with an activation is
+// short: gone through step after step, instead of written out for the whole tile. Then it is fetched sooner, and is
+// slower once it is there.
 struct WgmmaTile {
   int rows, columns;
   bool alternate;
   int cluster;
   bool compact = false;
 };
-constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1},  {128, 128, true, 2},  {128, 192, true, 1},
-                                     {128, 256, false, 1}, {128, 256, false, 2}, {128, 192, false, 1},
-                                     {128, 128, false, 1}, {128, 96, false, 1},  {128, 64, false, 1},
-                                     {64, 256, true, 2},   {64, 96, true, 1},    {128, 128, true, 4},
+constexpr WgmmaTile kWgmmaTiles[] = {{128, 128, true, 1},  {128, 128, true, 2},  {128, 256, false, 1},
+                                     {128, 192, false, 1}, {128, 128, false, 1}, {128, 96, false, 1},
+                                     {128, 64, false, 1},  {64, 256, true, 2},   {64, 96, true, 1},
                                      {128, 144, false, 1}, {192, 256, false, 1}, {192, 192, false, 1},
                                      {128, 128, true, 1, true}};
 // Tiles that are a CTA's only one mostly: their ends do without the copy engine, and are compact, too.
@@ -149,15 +145,13 @@ constexpr bool ForFewRows(const WgmmaTile& tile) {
 }
 constexpr int kWgmmaVariants = sizeof(kWgmmaTiles) / sizeof(kWgmmaTiles[0]);
 
-// Clusters that run at once. Those of four do not fill every group of multiprocessors: sixteen or eighteen share one.
+// Clusters that run at once.
 inline int ClustersAtOnce(const Machine& machine, const WgmmaTile& tile) {
-  if (tile.cluster > 1 && !machine.clusters) return 0;
-  return tile.cluster == 4 ? machine.quads : machine.sms / tile.cluster;
+  return tile.cluster > 1 && !machine.clusters ? 0 : machine.sms / tile.cluster;
 }
 // What a cluster works on at a time, how many of it a product has.
 inline int ClusterTiles(const WgmmaTile& tile, const Gemm& g) {
-  const int down = tile.cluster > 1 ? 2 : 1, across = tile.cluster / down;
-  return CeilDiv(g.n, tile.columns * across) * CeilDiv(g.m, tile.rows * down);
+  return CeilDiv(g.n, tile.columns) * CeilDiv(g.m, tile.rows * tile.cluster);
 }
 
 // Up to so many rows products start while the kernels before them still run: timing one alone says little, and tuning

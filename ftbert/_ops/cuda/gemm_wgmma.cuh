@@ -4,9 +4,7 @@
 // keeps kStages slices of 128 bytes of K in flight through the copy engine. With kAlternate each multiplying warpgroup
 // owns every other tile, so that one's epilogue hides behind the other's products; otherwise all share each tile, 64
 // rows each. With a cluster of 2 the two CTAs take neighbouring row blocks, and each loads half of the weight tile for
-// both. With a cluster of 4 the CTAs take two row blocks times two column blocks (rank: bit 0 the row block, bit 1 the
-// column block), and the two that share rows also each load half of them for both: what L2 must deliver is then 16 KiB
-// a slice and CTA for tiles of 128 x 128, where 32 KiB without sharing are more than it can.
+// both.
 #ifndef FTBERT_CUDA_GEMM_WGMMA_CUH_
 #define FTBERT_CUDA_GEMM_WGMMA_CUH_
 
@@ -61,9 +59,7 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
   // Columns of an instruction. (Where three warpgroups multiply, the compiler has 128 registers for one.)
   constexpr int kWide = kGroups == 3 && kColumns > 192 ? kColumns / 2 : kColumns;
   constexpr int kSlice = 128 / sizeof(In);                      // values of K in a stage
-  constexpr int kRowCtas = kCluster > 1 ? 2 : 1, kColumnCtas = kCluster / kRowCtas;  // of a cluster
-  constexpr int kWriters = kRowCtas + kColumnCtas - 1;          // CTAs that write into a stage: not the diagonal one
-  constexpr int kConsumers = (kAlternate ? 1 : kGroups) * kWriters;  // warpgroups that must leave a stage
+  constexpr int kConsumers = (kAlternate ? 1 : kGroups) * kCluster;  // warpgroups that must leave a stage
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
   const uint32_t buffers = base + kStages * Sizes::kStageBytes;
   const uint32_t parameters = buffers + kBuffers * Sizes::kEach;
@@ -75,7 +71,6 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
   const uint32_t residuals = slot_empty + 8 * Sizes::kSlots;
   const int warpgroup = threadIdx.x / 128;
   const uint32_t rank = kCluster > 1 ? ClusterRank() : 0;
-  const uint32_t row_rank = rank % kRowCtas, column_rank = rank / kRowCtas;
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);
     PrefetchMap(&w_map);
@@ -102,14 +97,12 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
   }
   LetNextKernelStart();
 
-  const int columns = CeilDiv(CeilDiv(e.n, kColumns), kColumnCtas);
-  const int row_tiles = CeilDiv(CeilDiv(e.m, kRows), kRowCtas), tiles = columns * row_tiles;
-  const auto column_of = [&](int tile) {
-    return (tile % columns * kColumnCtas + static_cast<int>(column_rank)) * kColumns;
-  };
+  const int columns = CeilDiv(e.n, kColumns);
+  const int row_tiles = CeilDiv(CeilDiv(e.m, kRows), kCluster), tiles = columns * row_tiles;
+  const auto column_of = [&](int tile) { return tile % columns * kColumns; };
   const auto row_of = [&](int tile) {
     const int at = e.reversed ? row_tiles - 1 - tile / columns : tile / columns;
-    return (at * kRowCtas + static_cast<int>(row_rank)) * kRows;
+    return (at * kCluster + static_cast<int>(rank)) * kRows;
   };
   const int slices = CeilDiv(e.k, kSlice);
   const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
@@ -117,14 +110,7 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
   if (warpgroup == 0) {
     GiveRegisters<Sizes::kSpared>();
     const auto load_x = [&](int stage, int slice, int row) {
-      const uint32_t x_tile = base + stage * Sizes::kStageBytes;
-      if (kColumnCtas == 1) {
-        LoadTile(x_tile, &x_map, full + 8 * stage, slice * kSlice, row);
-      } else {
-        constexpr int kShare = kRows / kColumnCtas;
-        LoadTileMulticast(x_tile + column_rank * kShare * 128, &x_map, full + 8 * stage, slice * kSlice,
-                          row + column_rank * kShare, 5 << row_rank);
-      }
+      LoadTile(base + stage * Sizes::kStageBytes, &x_map, full + 8 * stage, slice * kSlice, row);
     };
     const auto load_w = [&](int stage, int slice, int column) {
       const uint32_t barrier = full + 8 * stage, w_tile = base + stage * Sizes::kStageBytes + kRows * 128;
@@ -132,9 +118,9 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
       if (kCluster == 1) {
         LoadTile(w_tile, &w_map, barrier, slice * kSlice, column);
       } else {
-        constexpr int kShare = kColumns / kRowCtas;
-        LoadTileMulticast(w_tile + row_rank * kShare * 128, &w_map, barrier, slice * kSlice,
-                          column + row_rank * kShare, 3 << 2 * column_rank);
+        constexpr int kShare = kColumns / kCluster;
+        LoadTileMulticast(w_tile + rank * kShare * 128, &w_map, barrier, slice * kSlice, column + rank * kShare,
+                          (1 << kCluster) - 1);
       }
     };
     if (threadIdx.x == 0) {
@@ -192,7 +178,7 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
       if (to >= kCluster) return;
       if (kCluster == 1) {
         BarrierArrive(empty + 8 * stage);
-      } else if (kColumnCtas == 1 || to != (rank ^ 3)) {
+      } else {
         BarrierArriveRemote(empty + 8 * stage, to);
       }
     };
@@ -282,11 +268,10 @@ cudaError_t LaunchWgmma(const Machine& machine, Element in, const Gemm& g, cudaS
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
   if (refused != cudaSuccess) return refused;
-  constexpr int kRowCtas = kTile.cluster > 1 ? 2 : 1, kColumnCtas = kTile.cluster / kRowCtas;
   CUtensorMap x_map, w_map;
   EndMaps<Sizes::End::kFew> maps;
-  cudaError_t error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTile.rows / kColumnCtas);
-  if (error == cudaSuccess) error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kTile.columns / kRowCtas);
+  cudaError_t error = MakeTensorMap(&x_map, in, g.x, g.m, g.k, g.ldx, kTile.rows);
+  if (error == cudaSuccess) error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kTile.columns / kTile.cluster);
   if constexpr (!Sizes::End::kFew) {
     const auto map_end = [&](CUtensorMap* map, const void* data) {
       return MakeTensorMap(map, g.out_type, data, g.m, g.n, g.ldo, 16, Sizes::End::kRowBytes);
@@ -336,12 +321,6 @@ cudaError_t RunWgmma(const Machine& machine, Element in, int variant, const Gemm
       return LaunchWgmma<In, Out, 11>(machine, in, g, stream);
     case 12:
       return LaunchWgmma<In, Out, 12>(machine, in, g, stream);
-    case 13:
-      return LaunchWgmma<In, Out, 13>(machine, in, g, stream);
-    case 14:
-      return LaunchWgmma<In, Out, 14>(machine, in, g, stream);
-    case 15:
-      return LaunchWgmma<In, Out, 15>(machine, in, g, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -43,7 +43,8 @@ struct WgmmaEnd {
   static constexpr int kParts = kTileColumns / kColumns;
   static constexpr int kBufferBytes = 16 * kPitch;
   // Columns that are finished at a time: few where accumulators take most of a thread's registers.
-  static constexpr int kStep = !kFew && (kTileColumns == 192 || kTileRows == 192) ? 32 : kColumns % 64 == 0 ? 64 : 48;
+  static constexpr bool kManySums = kTileRows == 192 || (kTileColumns == 192 && !(kFew && kFloat8Out));
+  static constexpr int kStep = kManySums ? 32 : kColumns % 64 == 0 ? 64 : 48;
   static_assert(kColumns % kStep == 0, "whole steps");
   // One tile's parameters: bias, with w_scale between in pairs where there is one; x_scale and 1 / out_scale of rows.
   static constexpr int kRows = (kScaled ? 2 : 1) * kTileColumns * 4, kInverse = kRows + (kScaled ? kTileRows * 4 : 0);
