@@ -85,9 +85,9 @@ constexpr WgmmaCost kWgmmaCosts[kWgmmaVariants] = {
 // Up to here tiles' ends are compact: a kernel goes through them a few times only. (The model in fp8 on an H200: 5, 7,
 // 6% faster at 1,024, 2,048 and 4,096 rows; at 12,288 the same, beyond slower.)
 constexpr int kCompactRows = 8192;
-// Tiles of 192 rows pay between these (the model at 12,288 rows: 3% faster). At 2,048 and 4,096, and from 16,000 on, it
-// is slower with them, whatever the products alone say.
-constexpr int kLeastTallRows = 8193, kMostTallRows = 14336;
+// Tiles of 192 rows, whose ends are not, pay from there to here (the model at 12,288 rows: 3% faster). At 2,048, at
+// 4,096 and from 16,000 on it is slower with them, whatever the products alone say.
+constexpr int kMostTallRows = 14336;
 constexpr float kFloat8Tile = 1.f;  // scaling by row and column; half of it hides where tiles alternate
 // fp8 from kManyRows on, scaling included, in the same order: fitted to 32,768 rows.
 constexpr int kManyRows = 2048;
@@ -105,7 +105,7 @@ Plan WgmmaPlan(const Machine& machine, const Gemm& g) {
   for (int v = 0; v < kWgmmaVariants; ++v) {
     const WgmmaTile& t = kWgmmaTiles[v];
     const int most = ClustersAtOnce(machine, t);
-    if (most == 0 || (t.rows == 192 && (g.m < kLeastTallRows || g.m > kMostTallRows))) continue;
+    if (most == 0 || (t.rows == 192 && g.m > kMostTallRows)) continue;
     const bool compact = t.compact || ForFewRows(t);
     if (g.m <= kCompactRows ? !compact : t.compact) continue;
     const int waves = CeilDiv(ClusterTiles(t, g), most);
