@@ -245,6 +245,23 @@ void CheckSplitResidual(const Machine& machine, Element in, int m, int n, int k)
   if (ran == 0) ++failures, std::printf("FAIL no split-K plan adds a residual\n");
 }
 
+// Rows of every number of warps, whole and not, and such as a warp takes alone; `several`: rows of which some CTAs take
+// several. Then rows whose variance is small beside their mean, or lies in one column.
+void CheckNorms(const Machine& machine, Element e, int several) {
+  for (int width : {8, 20, 40, 256, 264, 384, 768, 776, 1024, 1280, 1536, 1800, 2048, 2056}) {
+    CheckNorm(machine, e, 1 + generator() % 3, width, 1.f);
+    CheckNorm(machine, e, 2, width, 1.f, true);
+  }
+  for (int width : {40, 264, 768, 1024}) {
+    CheckNorm(machine, e, several, width, 1.f, false, 0.f, 0.f, width == 768);
+    CheckEmbed(machine, e, {5, 1, 3}, width % 3, width);
+    CheckEmbed(machine, e, {several, 1, 3}, 3, width);
+  }
+  CheckEmbed(machine, e, {4, 3}, 1, 20);
+  CheckNorm(machine, e, 3, 768, 1.f, true, 8.f);
+  CheckNorm(machine, e, 3, 776, 1.f, true, 0.f, 50.f);
+}
+
 // Tiles that are not full, one row, several tiles a CTA, K that is no multiple of the stages; for attention every shape
 // of tile at each head size, with several short rows in one.
 int CheckTiny(const Machine& machine) {
@@ -275,9 +292,10 @@ int CheckTiny(const Machine& machine) {
     CheckAttention(machine, e, 2, 7, {31, 8}, 1);
     CheckAttention(machine, e, 2, 8, {5, 17, 3}, 0);
     CheckAttention(machine, e, 1, 64, {300, 1, 40}, 9);
-    for (int width : {20, 128, 768, 1024, 2048}) {
-      CheckNorm(machine, e, 5, width, 1.f);
-      CheckNorm(machine, e, 2, width, 1.f, true);
+    CheckNorms(machine, e, 13);
+    for (int width : {40, 776}) {
+      CheckNorm(machine, e, 1027, width, 1.f);
+      CheckEmbed(machine, e, {3, 1020}, 4, width);
     }
   }
   CheckStatesAll(machine, 0);
@@ -320,9 +338,12 @@ int main(int argc, char** argv) {
     if (!small) CheckAttention(machine, e, 12, 64, {512, 384, 16}, 0);
     if (!small) CheckAttention(machine, e, 12, 64, std::vector<int>(60, 31), 4);
     if (!small) CheckAttention(machine, e, 1, 64, {128, 128, 1, 1023, 77, 500}, 65);
-    for (int width : {8, 20, 97, 128, 768, 1000, 1024, 2048}) {
+    for (int width : {97, 128, 1000}) {
       CheckNorm(machine, e, 1 + generator() % 9, width, 1.f);
       CheckNorm(machine, e, 1 + generator() % 9, width, 1.f, true);
+    }
+    for (int rows : small ? std::vector<int>{machine.sms + 5} : std::vector<int>{machine.sms + 5, 1021, 2500}) {
+      CheckNorms(machine, e, rows);
     }
     if (e != Element::kFloat) CheckNorm(machine, e, 5, 768, 8000.f);  // sums beyond what fp16 holds
   }

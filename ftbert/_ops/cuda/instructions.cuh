@@ -48,6 +48,22 @@ __device__ __forceinline__ float FastExp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+// Within 2 units of the last place; denormals count as 0. What FastDivide divides by is at most 2^126.
+__device__ __forceinline__ float FastDivide(float x, float by) {
+  float y;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(by));
+  return y;
+}
+__device__ __forceinline__ float FastRsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float FastSqrt(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 __device__ __forceinline__ float FastTanh(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));  // relative error 2^-11: half an fp16 step
@@ -57,6 +73,11 @@ __device__ __forceinline__ __half2 FastTanh2(__half2 x) {  // within 2^-11
   uint32_t y;
   asm("tanh.approx.f16x2 %0, %1;" : "=r"(y) : "r"(*reinterpret_cast<const uint32_t*>(&x)));
   return *reinterpret_cast<const __half2*>(&y);
+}
+
+// The largest of the warp's values, none of which is negative: such floats are in the order of their bits.
+__device__ __forceinline__ float WarpMaxMagnitude(float x) {
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
 }
 
 // ---- Shared memory ------------------------------------------------------------------------------------------------
@@ -76,6 +97,9 @@ __device__ __forceinline__ void StoreShared(uint32_t address, uint32_t value) {
 }
 __device__ __forceinline__ void StoreShared(uint32_t address, uint16_t value) {
   asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
+}
+__device__ __forceinline__ void StoreShared2(uint32_t address, const float2& v) {
+  asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(v.x), "f"(v.y) : "memory");
 }
 __device__ __forceinline__ void StoreShared4(uint32_t address, const float4& v) {
   asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)

@@ -81,6 +81,12 @@ cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& e
 // states = norm(states + delta), one pass, in fp32; norm(delta) where summed
 cudaError_t RunAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
                        const void* delta, const Quantized& quantized, cudaStream_t stream);
+// norm_few.cu: what both choose for few rows
+bool FewNormFits(const Norm& norm);
+cudaError_t RunFewEmbed(const Machine& machine, Element element, const Embedding& embedding, const Norm& norm,
+                        void* states, const Quantized& quantized, cudaStream_t stream);
+cudaError_t RunFewAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
+                          const void* delta, const Quantized& quantized, cudaStream_t stream);
 // states = norm(product + states), where `product` adds g.residual to g.out, both the states; in one kernel.
 bool GemmNormFits(const Machine& machine, const Gemm& product, const Norm& norm);
 cudaError_t RunGemmNorm(const Machine& machine, const Gemm& product, const Norm& norm, const Quantized& quantized,

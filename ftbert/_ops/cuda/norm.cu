@@ -13,30 +13,12 @@ namespace cuda {
 namespace {
 
 constexpr int kWarps = 4;       // of a CTA
-constexpr int kFewRows = 1024;  // up to here latency counts, not throughput
+constexpr int kFewRows = 1024;  // up to here latency counts, not throughput: norm_few.cu
 
-// gamma and beta of a lane's columns. A kernel over few rows reads them while the kernel before still runs: they come
-// from device memory, and nothing hides that wait later. Over many rows the registers are worth more.
-template <int kPieces>
-struct Parameters {
-  float gamma[kPieces][8], beta[kPieces][8];
-
-  __device__ __forceinline__ void Load(const Norm& n, int lane) {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int column = (i * 32 + lane) * 8;
-      if (column >= n.width) continue;
-      Load8(n.gamma + column, gamma[i]);
-      Load8(n.beta + column, beta[i]);
-    }
-  }
-};
-
-// Normalizes the row held as x[i][c] = column (i * 32 + lane) * 8 + c and writes it. kPieces * 256 >= width. kLoaded:
-// the parameters are there, else they are read here, piece by piece.
-template <typename T, int kPieces, bool kLoaded>
-__device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n, Parameters<kPieces>& parameters,
-                                          int64_t row, int lane, T* states, const Quantized& quantized) {
+// Normalizes the row held as x[i][c] = column (i * 32 + lane) * 8 + c and writes it. kPieces * 256 >= width.
+template <typename T, int kPieces>
+__device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n, int64_t row, int lane, T* states,
+                                          const Quantized& quantized) {
   float sum = 0.f;
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
@@ -58,13 +40,12 @@ __device__ __forceinline__ void FinishRow(float (&x)[kPieces][8], const Norm& n,
   for (int i = 0; i < kPieces; ++i) {
     const int column = (i * 32 + lane) * 8;
     if (column >= n.width) continue;
-    if (!kLoaded) {
-      Load8(n.gamma + column, parameters.gamma[i]);
-      Load8(n.beta + column, parameters.beta[i]);
-    }
+    float gamma[8], beta[8];
+    Load8(n.gamma + column, gamma);
+    Load8(n.beta + column, beta);
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      x[i][c] = fmaf((x[i][c] - mean) * scale, parameters.gamma[i][c], parameters.beta[i][c]);
+      x[i][c] = fmaf((x[i][c] - mean) * scale, gamma[c], beta[c]);
       most = fmaxf(most, fabsf(x[i][c]));
       length = fmaf(x[i][c], x[i][c], length);
     }
@@ -124,14 +105,12 @@ __device__ void FinishAnyRow(const Value& value, const Norm& n, int64_t row, int
   }
 }
 
-// kPieces 0: any width. kFew: the tokens lie in host memory, and what does not depend on them is read first.
-template <typename T, int kPieces, bool kFew>
+// kPieces 0: any width.
+template <typename T, int kPieces>
 __global__ void __launch_bounds__(kWarps * 32)
     EmbedNorm(const Embedding e, const Norm n, T* __restrict__ states, const Quantized quantized) {
   const int lane = threadIdx.x % 32, t = blockIdx.x * kWarps + threadIdx.x / 32;
   LetNextKernelStart();
-  Parameters<(kPieces > 0 ? kPieces : 1)> parameters;
-  if (kFew && kPieces > 0) parameters.Load(n, lane);
   WaitForPreviousKernel();
   const int4 bits = t < e.count ? *reinterpret_cast<const int4*>(e.tokens + t) : make_int4(0, 0, 0, 0);
   for (int b = blockIdx.x * kWarps * 32 + threadIdx.x; b < e.row_count; b += gridDim.x * kWarps * 32) {
@@ -159,25 +138,23 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
       for (int c = 0; c < 8; ++c) x[i][c] = a[c] + b[c] + d[c];
     }
-    FinishRow<T, kPieces, kFew>(x, n, parameters, t, lane, states, quantized);
+    FinishRow<T, kPieces>(x, n, t, lane, states, quantized);
   } else {
     const auto value = [&](int i) { return ToFloat(word[i]) + ToFloat(place[i]) + ToFloat(segment[i]); };
     FinishAnyRow<T>(value, n, t, lane, states, quantized);
   }
 }
 
-template <typename T, int kPieces, bool kFew>
+template <typename T, int kPieces>
 __global__ void __launch_bounds__(kWarps * 32)
     AddNormWarpPerRow(const Norm n, int rows, T* states, const T* delta, const Quantized quantized) {
   const int lane = threadIdx.x % 32;
   const int64_t block = n.reversed ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const int64_t row = block * kWarps + threadIdx.x / 32;
   LetNextKernelStart();
+  WaitForPreviousKernel();
+  if (row >= rows) return;
   if constexpr (kPieces > 0) {
-    Parameters<kPieces> parameters;
-    if (kFew) parameters.Load(n, lane);
-    WaitForPreviousKernel();
-    if (row >= rows) return;
     float x[kPieces][8], d[kPieces][8];
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -193,10 +170,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
       for (int c = 0; c < 8; ++c) x[i][c] += d[i][c];
     }
-    FinishRow<T, kPieces, kFew>(x, n, parameters, row, lane, states, quantized);
+    FinishRow<T, kPieces>(x, n, row, lane, states, quantized);
   } else {
-    WaitForPreviousKernel();
-    if (row >= rows) return;
     // A lane reads and writes the same columns, and reads each for the last time just before it writes it.
     const auto value = [&](int i) {
       return (n.summed ? 0.f : ToFloat(states[row * n.pitch + i])) + ToFloat(delta[row * n.pitch + i]);
@@ -240,8 +215,7 @@ cudaError_t EmbedTyped(const Machine& machine, const Embedding& e, const Norm& n
                        const Quantized& quantized, cudaStream_t stream) {
   return WithPieces(n.width, [&](auto tag) {
     constexpr int kPieces = decltype(tag)::value;
-    const auto kernel = e.count <= kFewRows ? EmbedNorm<T, kPieces, true> : EmbedNorm<T, kPieces, false>;
-    return Launch(RowShape(machine, e.count, stream), kernel, e, n, static_cast<T*>(states), quantized);
+    return Launch(RowShape(machine, e.count, stream), EmbedNorm<T, kPieces>, e, n, static_cast<T*>(states), quantized);
   });
 }
 
@@ -250,8 +224,7 @@ cudaError_t AddNormTyped(const Machine& machine, const Norm& n, int rows, void* 
                          const Quantized& quantized, cudaStream_t stream) {
   return WithPieces(n.width, [&](auto tag) {
     constexpr int kPieces = decltype(tag)::value;
-    const auto kernel = rows <= kFewRows ? AddNormWarpPerRow<T, kPieces, true> : AddNormWarpPerRow<T, kPieces, false>;
-    return Launch(RowShape(machine, rows, stream), kernel, n, rows, static_cast<T*>(states),
+    return Launch(RowShape(machine, rows, stream), AddNormWarpPerRow<T, kPieces>, n, rows, static_cast<T*>(states),
                   static_cast<const T*>(delta), quantized);
   });
 }
@@ -260,6 +233,7 @@ cudaError_t AddNormTyped(const Machine& machine, const Norm& n, int rows, void* 
 
 cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& e, const Norm& n, void* states,
                      const Quantized& quantized, cudaStream_t stream) {
+  if (e.count <= kFewRows && FewNormFits(n)) return RunFewEmbed(machine, element, e, n, states, quantized, stream);
   if (element == Element::kFloat) return EmbedTyped<float>(machine, e, n, states, quantized, stream);
   return element == Element::kHalf ? EmbedTyped<Half>(machine, e, n, states, quantized, stream)
                                    : EmbedTyped<BFloat>(machine, e, n, states, quantized, stream);
@@ -267,6 +241,9 @@ cudaError_t RunEmbed(const Machine& machine, Element element, const Embedding& e
 
 cudaError_t RunAddNorm(const Machine& machine, Element element, const Norm& n, int rows, void* states,
                        const void* delta, const Quantized& quantized, cudaStream_t stream) {
+  if (rows <= kFewRows && FewNormFits(n)) {
+    return RunFewAddNorm(machine, element, n, rows, states, delta, quantized, stream);
+  }
   if (element == Element::kFloat) return AddNormTyped<float>(machine, n, rows, states, delta, quantized, stream);
   return element == Element::kHalf ? AddNormTyped<Half>(machine, n, rows, states, delta, quantized, stream)
                                    : AddNormTyped<BFloat>(machine, n, rows, states, delta, quantized, stream);

@@ -16,9 +16,16 @@ inline uint32_t PackHalfPair(float low, float high) {
   return __float2half(saturate(low)).bits | static_cast<uint32_t>(__float2half(saturate(high)).bits) << 16;
 }
 inline float FastExp2(float x) { return x < -126.f ? 0.f : std::exp2(x); }
+inline float FastDivide(float x, float by) { return x / by; }
+inline float FastRsqrt(float x) { return 1.f / std::sqrt(x); }
+inline float FastSqrt(float x) { return std::sqrt(x); }
 inline float FastTanh(float x) { return std::tanh(x); }
 inline __half2 FastTanh2(__half2 x) {
   return __floats2half2_rn(std::tanh(__half2float(x.x)), std::tanh(__half2float(x.y)));
+}
+inline float WarpMaxMagnitude(float x) {
+  for (int step = 16; step > 0; step >>= 1) x = std::fmax(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
 }
 
 inline uint32_t SharedAddress(const void* pointer) { return emulation::SharedAddress(pointer); }
@@ -26,6 +33,7 @@ inline uint8_t* DynamicShared() { return emulation::DynamicShared(); }
 inline void StoreShared(uint32_t address, float value) { emulation::StoreShared(address, &value, 4); }
 inline void StoreShared(uint32_t address, uint32_t value) { emulation::StoreShared(address, &value, 4); }
 inline void StoreShared(uint32_t address, uint16_t value) { emulation::StoreShared(address, &value, 2); }
+inline void StoreShared2(uint32_t address, const float2& value) { emulation::StoreShared(address, &value, 8); }
 inline void StoreShared4(uint32_t address, const float4& value) { emulation::StoreShared(address, &value, 16); }
 template <typename V>
 V LoadSharedAs(uint32_t address) {
