@@ -8,29 +8,14 @@
 #include "cuda/common.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
+#include "cuda/softmax.cuh"
 #include "cuda/tensor_map.h"
 
 namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kHead = 64, kBlock = 64, kTile = kBlock * kHead * 2;  // bytes of 64 queries, keys or values
-
-#if FTBERT_HOPPER
-template <typename T>
-__device__ __forceinline__ uint32_t PackWeights(float low, float high);  // in [0, 1]: nothing to saturate
-template <>
-__device__ __forceinline__ uint32_t PackWeights<Half>(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-template <>
-__device__ __forceinline__ uint32_t PackWeights<BFloat>(float low, float high) {
-  return PackPair<BFloat>(low, high);
-}
-
-#endif
 
 template <int kGroups, int kStages>
 struct Layout {
@@ -46,12 +31,13 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
                 bool reversed, float scale, T* __restrict__ context, int64_t ld_context) {
 #if FTBERT_HOPPER
   using L = Layout<kGroups, kStages>;
-  const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = base + kGroups * kTile;
-  const uint32_t q_full = base + L::kBarriers, full = q_full + 8, empty = full + 8 * kStages;
-  const int group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+  const uint32_t queries = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = queries + kGroups * kTile;
+  const uint32_t q_full = queries + L::kBarriers, full = q_full + 8, empty = full + 8 * kStages;
+  const int group = SameInWarp(threadIdx.x / 128), warp = SameInWarp(threadIdx.x % 128 / 32), lane = threadIdx.x % 32;
+  const bool elected = ElectLane(), leads = group == 0 && warp == 0 && elected;  // one thread of the CTA
   const int block_row = reversed ? gridDim.y - 1 - blockIdx.y : blockIdx.y;
   const int token0 = block_row * L::kQueries, head = blockIdx.x * kHead;
-  if (threadIdx.x == 0) {
+  if (leads) {
     PrefetchMap(&map);
     BarrierInit(q_full, 1);
     for (int s = 0; s < kStages; ++s) {
@@ -64,9 +50,9 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
   LetNextKernelStart();
   WaitForPreviousKernel();
 
-  if (threadIdx.x == 0) {
+  if (leads) {
     BarrierExpect(q_full, kGroups * kTile);
-    for (int g = 0; g < kGroups; ++g) LoadTile(base + g * kTile, &map, q_full, head, token0 + g * 64);
+    for (int g = 0; g < kGroups; ++g) LoadTile(queries + g * kTile, &map, q_full, head, token0 + g * 64);
   }
   const int begin = ranges[token0].x, end = ranges[min(token0 + L::kQueries, tokens) - 1].y;
   const int blocks = CeilDiv(end - begin, kBlock);
@@ -77,7 +63,7 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
     LoadTile(at, &map, full + 8 * stage, part + head, begin + block * kBlock);
     LoadTile(at + kTile, &map, full + 8 * stage, 2 * part + head, begin + block * kBlock);
   };
-  if (threadIdx.x == 0) {
+  if (leads) {
     for (int block = 0; block < min(blocks, kStages); ++block) load(block);
   }
 
@@ -92,14 +78,15 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
   int group_begin = 0, group_end = 0;
   if (first < tokens) group_begin = ranges[first].x, group_end = ranges[min(first + 63, tokens - 1)].y;
 
-  const uint64_t q_tile = TileDescriptor(base + group * kTile);
-  float out[32] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+  const uint64_t q_tile = TileDescriptor(queries + group * kTile);
+  float out[32] = {};
+  OnlineSoftmax softmax;
   BarrierWait(q_full, 0);
   for (int block = 0; block < blocks; ++block) {
     const int stage = block % kStages, key0 = begin + block * kBlock;
     // The place that the block before left takes the one after those in flight.
     const auto refill = [&] {
-      if (threadIdx.x != 0 || block == 0 || block - 1 + kStages >= blocks) return;
+      if (!leads || block == 0 || block - 1 + kStages >= blocks) return;
       BarrierWait(empty + 8 * ((block - 1) % kStages), (block - 1) / kStages & 1);
       load(block - 1 + kStages);
     };
@@ -118,31 +105,8 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
       HoldRegisters(s);
 
       const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kBlock <= min(range[0].y, range[1].y);
-      if (!__all_sync(0xffffffffu, inside)) {
-#pragma unroll
-        for (int i = 0; i < 32; ++i) {
-          const int key = key0 + i / 4 * 8 + lane % 4 * 2 + i % 2, h = i / 2 % 2;
-          if (key < range[h].x || key >= range[h].y) s[i] = -INFINITY;
-        }
-      }
-      float most[2] = {top[0], top[1]}, below[2], shrink[2];
-#pragma unroll
-      for (int i = 0; i < 32; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], 1));
-        most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], 2));
-        below[h] = most[h] == -INFINITY ? 0.f : most[h] * scale;  // nothing of this row yet
-        shrink[h] = FastExp2(fmaf(top[h], scale, -below[h]));
-        top[h] = most[h];
-        sum[h] *= shrink[h];
-      }
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        s[i] = FastExp2(fmaf(s[i], scale, -below[i / 2 % 2]));
-        sum[i / 2 % 2] += s[i];
-        out[i] *= shrink[i / 2 % 2];
-      }
+      if (!__all_sync(0xffffffffu, inside)) softmax.Mask(s, range, key0, lane);
+      softmax.Weigh(s, out, scale);
       uint32_t p[4][4];
 #pragma unroll
       for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = PackWeights<T>(s[2 * i], s[2 * i + 1]);
@@ -159,30 +123,32 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
     }
     if (lane == 0) BarrierArrive(empty + 8 * stage);
   }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
-  }
+  softmax.AddLanes();
   NamedBarrierSync(1 + group, 128);  // all four warps have read their queries: results turn around in their place
-  const uint32_t mine = base + group * kTile;
+  const uint32_t mine = queries + group * kTile + warp * (16 * 128);  // this warp's sixteen rows
+  const float inverse[2] = {InverseOfSum(softmax.sum[0]), InverseOfSum(softmax.sum[1])};
+  const uint32_t put = mine + lane % 16 * 128 + (lane / 16 ^ (lane & 7)) * 16;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float inverse = sum[h] > 0.f ? 1.f / sum[h] : 0.f;
-    const int r = warp * 16 + lane / 4 + 8 * h;
+  for (int j = 0; j < 8; j += 2) {
+    uint32_t bits[4];  // top and low rows of 8 columns, then of the next 8
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      StoreShared(mine + r * 128 + (j ^ (r & 7)) * 16 + lane % 4 * 4,
-                  PackPair<T>(out[4 * j + 2 * h] * inverse, out[4 * j + 2 * h + 1] * inverse));
+    for (int i = 0; i < 4; ++i) {
+      bits[i] = PackPair<T>(out[4 * j + 2 * i] * inverse[i % 2], out[4 * j + 2 * i + 1] * inverse[i % 2]);
     }
+    StoreMatrix4(put ^ (j * 16), bits[0], bits[1], bits[2], bits[3]);
   }
   __syncwarp();
+  const int r = lane / 8, row = first + warp * 16 + r;  // and every fourth row on
+  const uint32_t from = mine + r * 128 + (lane % 8 ^ r) * 16;
+  uint4 pieces[4];
 #pragma unroll
-  for (int i = lane; i < 16 * 8; i += 32) {
-    const int r = warp * 16 + i / 8, piece = i % 8;
-    if (first + r >= tokens) continue;
-    const uint4 v = LoadSharedPiece(mine + r * 128 + (piece ^ (r & 7)) * 16);
-    *reinterpret_cast<uint4*>(context + (first + r) * ld_context + head + piece * 8) = v;
+  for (int k = 0; k < 4; ++k) pieces[k] = LoadSharedPiece((from ^ (k % 2 * 64)) + k * (4 * 128));
+  // Counted in pieces of 16 bytes, places fit into 32 bits.
+  uint4* const to = reinterpret_cast<uint4*>(context);
+  const uint32_t pitch = static_cast<uint32_t>(ld_context / 8), place = row * pitch + head / 8 + lane % 8;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if (row + 4 * k < tokens) to[place + 4 * k * pitch] = pieces[k];
   }
 #endif
 }

@@ -53,6 +53,15 @@ __device__ __forceinline__ void NamedBarrierArrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---- Warps --------------------------------------------------------------------------------------------------------
+// True to one lane of the warp, all of which ask. The compiler knows it for one: what that lane asks of the copy engine
+// stands there once, not in a loop over lanes.
+__device__ __forceinline__ bool ElectLane() {
+  uint32_t elected;
+  asm volatile("{.reg .pred chosen; elect.sync _|chosen, 0xffffffff; selp.u32 %0, 1, 0, chosen;}" : "=r"(elected));
+  return elected != 0;
+}
+
 // ---- Clusters -----------------------------------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;

@@ -75,10 +75,19 @@ __device__ __forceinline__ __half2 FastTanh2(__half2 x) {  // within 2^-11
   return *reinterpret_cast<const __half2*>(&y);
 }
 
+// All bits from this one on: none from 32, each from 0 or less.
+__device__ __forceinline__ uint32_t BitsFrom(int bit) {
+  uint32_t bits;  // a shift by 32 or more, which C++ leaves open, gives 0
+  asm("shl.b32 %0, %1, %2;" : "=r"(bits) : "r"(0xffffffffu), "r"(max(bit, 0)));
+  return bits;
+}
 // The largest of the warp's values, none of which is negative: such floats are in the order of their bits.
 __device__ __forceinline__ float WarpMaxMagnitude(float x) {
   return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
 }
+
+// A value that is the same in a warp's lanes, said so to the compiler: what follows from it is computed once a warp.
+__device__ __forceinline__ int SameInWarp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // ---- Shared memory ------------------------------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {

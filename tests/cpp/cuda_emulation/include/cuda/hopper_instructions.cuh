@@ -19,6 +19,8 @@ inline void BarrierWaitCluster(uint32_t barrier, uint32_t parity) { emulation::B
 inline void NamedBarrierSync(int id, int threads) { emulation::NamedBarrier(id, threads, true); }
 inline void NamedBarrierArrive(int id, int threads) { emulation::NamedBarrier(id, threads, false); }
 
+inline bool ElectLane() { return ShuffleBits(0xffffffffu, threadIdx.x % 32, 0) == threadIdx.x % 32; }
+
 inline uint32_t ClusterRank() { return emulation::ClusterRank(); }
 inline void ClusterArrive() { emulation::ClusterArrive(); }
 inline void ClusterWait() { emulation::ClusterWait(); }

@@ -23,10 +23,12 @@ inline float FastTanh(float x) { return std::tanh(x); }
 inline __half2 FastTanh2(__half2 x) {
   return __floats2half2_rn(std::tanh(__half2float(x.x)), std::tanh(__half2float(x.y)));
 }
+inline uint32_t BitsFrom(int bit) { return bit >= 32 ? 0u : 0xffffffffu << max(bit, 0); }
 inline float WarpMaxMagnitude(float x) {
   for (int step = 16; step > 0; step >>= 1) x = std::fmax(x, __shfl_xor_sync(0xffffffffu, x, step));
   return x;
 }
+inline int SameInWarp(int x) { return static_cast<int>(ShuffleBits(0xffffffffu, static_cast<uint32_t>(x), 0)); }
 
 inline uint32_t SharedAddress(const void* pointer) { return emulation::SharedAddress(pointer); }
 inline uint8_t* DynamicShared() { return emulation::DynamicShared(); }
