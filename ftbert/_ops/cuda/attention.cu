@@ -10,12 +10,12 @@
 // AttendWarps: one warp a query, any type, any D up to 128: fp32 and odd head sizes.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
+#include "cuda/softmax.cuh"
 
 namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kWgmmaTokens = 1024;  // from here on, where it fits
 
 // Byte offset of a 16-byte piece of a row of kBytes, permuted so that eight consecutive rows meet no bank twice.
@@ -25,6 +25,9 @@ __device__ __forceinline__ uint32_t PieceOffset(int row, int piece) {
   return row * kBytes + ((piece ^ (row & 7)) * 16);
 }
 
+// Four of a thread's sums or scores, which one instruction makes.
+__device__ __forceinline__ float (&Four(float* values))[4] { return *reinterpret_cast<float(*)[4]>(values); }
+
 template <typename T, int D, int kQueryWarps, int kKeyWarps>
 __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
     AttendTiles(const T* qkv, int64_t ld, int part, int head_size, const int2* ranges,
@@ -32,38 +35,20 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   constexpr int kQueries = kQueryWarps * 16, kThreads = kQueryWarps * kKeyWarps * 32;
   constexpr int kMine = kKeyWarps == 1 ? 64 : 32, kKeys = kMine * kKeyWarps;  // keys of a block: a warp's, all
   constexpr int kBytes = D * 2, kPieces = kBytes / 16;
+  constexpr int kStep = kThreads / kPieces;  // rows that the CTA copies at a time
+  static_assert(kKeys % kStep == 0, "whole steps");
   const uint32_t q_tile = SharedAddress(DynamicShared()), k_tiles = q_tile + kQueries * kBytes;
   const uint32_t v_tiles = k_tiles + 2 * kKeys * kBytes;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % kQueryWarps, key_warp = threadIdx.x / 32 / kQueryWarps;
+  const int lane = threadIdx.x % 32, in_cta = SameInWarp(threadIdx.x / 32);
+  const int warp = in_cta % kQueryWarps, key_warp = in_cta / kQueryWarps;
   const int token0 = blockIdx.x * kQueries, head = blockIdx.y * head_size;
+  // The rows of which a thread copies eight columns, and stores them in the end, are copy_row and every kStep-th on.
+  const int copy_row = threadIdx.x / kPieces, copy_piece = threadIdx.x % kPieces, column = head + copy_piece * 8;
+  const bool copies = copy_piece * 8 < head_size;
   LetNextKernelStart();
   WaitForPreviousKernel();
 
-  const int last = min(token0 + kQueries, tokens) - 1;
-  const int begin = ranges[token0].x, end = ranges[last].y;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
-    const int r = i / kPieces, piece = i % kPieces;
-    const bool valid = token0 + r < tokens && piece * 8 < head_size;
-    CopyAsync16(q_tile + PieceOffset<kBytes>(r, piece), valid ? qkv + (token0 + r) * ld + head + piece * 8 : qkv,
-                valid);
-  }
-  const auto load = [&](int block) {
-    const int buffer = block & 1, key0 = begin + block * kKeys;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kKeys * kPieces; i += kThreads) {
-      const int r = i / kPieces, piece = i % kPieces;
-      const bool valid = key0 + r < end && piece * 8 < head_size;
-      const T* from = valid ? qkv + (key0 + r) * ld + part + head + piece * 8 : qkv;
-      const uint32_t offset = buffer * kKeys * kBytes + PieceOffset<kBytes>(r, piece);
-      CopyAsync16(k_tiles + offset, from, valid);
-      CopyAsync16(v_tiles + offset, valid ? from + part : qkv, valid);
-    }
-  };
-  const int blocks = CeilDiv(end - begin, kKeys);
-  if (blocks > 0) load(0);
-  CommitCopies();
-
+  const int begin = ranges[token0].x, end = ranges[min(token0 + kQueries, tokens) - 1].y;
   // This thread's two queries, and what the warp's sixteen need together.
   int2 range[2];
 #pragma unroll
@@ -74,156 +59,141 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   const int warp_begin = ranges[min(token0 + warp * 16, tokens - 1)].x;
   const int warp_end = ranges[min(token0 + warp * 16 + 15, tokens - 1)].y;
 
+  const T* from = qkv + (token0 + copy_row) * ld + column;
+#pragma unroll 1
+  for (int r = copy_row; r < kQueries; r += kStep) {
+    CopyAsync16(q_tile + PieceOffset<kBytes>(r, copy_piece), from, copies && token0 + r < tokens);
+    from += kStep * ld;
+  }
+  // Keys and values, block after block.
+  from = qkv + (begin + copy_row) * ld + part + column;
+  const auto load = [&](int block) {
+    const int key0 = begin + block * kKeys;
+    const uint32_t to = k_tiles + (block & 1) * kKeys * kBytes;
+#pragma unroll 1
+    for (int r = copy_row; r < kKeys; r += kStep) {
+      const uint32_t at = to + PieceOffset<kBytes>(r, copy_piece);
+      const bool valid = copies && key0 + r < end;
+      CopyAsync16(at, from, valid);
+      CopyAsync16(at + 2 * kKeys * kBytes, from + part, valid);
+      from += kStep * ld;
+    }
+  };
+
+  // Where a lane reads of 16 rows of a tile for LoadMatrix4; `step`: how often 16 columns on. Keys come in an order in
+  // which one product takes registers side by side.
+  const auto place = [&](int step) { return PieceOffset<kBytes>(lane % 16, lane / 16) ^ (step * 32); };
+  const auto key_place = [&](int step) {
+    return PieceOffset<kBytes>(lane % 8 + lane / 16 * 8, lane / 8 % 2) ^ (step * 32);
+  };
+  const int blocks = CeilDiv(end - begin, kKeys);
   uint32_t q[D / 16][4];
-  float out[D / 8][4] = {};
-  float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
-  for (int block = 0; block < blocks; ++block) {
+  float out[D / 2] = {};
+  OnlineSoftmax softmax;
+#pragma unroll 1
+  for (int block = -1; block < blocks; ++block) {  // -1: just loads the first
     if (block + 1 < blocks) load(block + 1);
     CommitCopies();
+    if (block < 0) continue;
     WaitCopies<1>();
     __syncthreads();
     if (block == 0) {
 #pragma unroll
-      for (int i = 0; i < D / 16; ++i) {
-        LoadMatrix4(q[i], q_tile + PieceOffset<kBytes>(warp * 16 + lane % 16, i * 2 + lane / 16));
-      }
+      for (int i = 0; i < D / 16; ++i) LoadMatrix4(q[i], q_tile + warp * 16 * kBytes + place(i));
     }
     const int key0 = begin + block * kKeys + key_warp * kMine;
     if (key0 < warp_end && key0 + kMine > warp_begin) {
       const uint32_t tile = ((block & 1) * kKeys + key_warp * kMine) * kBytes;
       const uint32_t k_tile = k_tiles + tile, v_tile = v_tiles + tile;
-      float s[kMine / 8][4] = {};
+      float s[kMine / 2] = {};
 #pragma unroll
       for (int i = 0; i < D / 16; ++i) {
 #pragma unroll
         for (int j = 0; j < kMine / 16; ++j) {
           uint32_t k[4];
-          LoadMatrix4(k, k_tile + PieceOffset<kBytes>(j * 16 + lane % 8 + lane / 16 * 8, i * 2 + lane / 8 % 2));
-          MultiplyAdd<T>(s[2 * j], q[i], k[0], k[1]);
-          MultiplyAdd<T>(s[2 * j + 1], q[i], k[2], k[3]);
+          LoadMatrix4(k, k_tile + j * 16 * kBytes + key_place(i));
+          MultiplyAdd<T>(Four(s + 8 * j), q[i], k[0], k[1]);
+          MultiplyAdd<T>(Four(s + 8 * j + 4), q[i], k[2], k[3]);
         }
       }
-      float most[2] = {top[0], top[1]};
       const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kMine <= min(range[0].y, range[1].y);
-      if (!__all_sync(0xffffffffu, inside)) {
-#pragma unroll
-        for (int j = 0; j < kMine / 8; ++j) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int key = key0 + j * 8 + lane % 4 * 2 + i % 2;
-            if (key < range[i / 2].x || key >= range[i / 2].y) s[j][i] = -INFINITY;
-          }
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < kMine / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) most[i / 2] = fmaxf(most[i / 2], s[j][i]);
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], 1));
-        most[h] = fmaxf(most[h], __shfl_xor_sync(0xffffffffu, most[h], 2));
-      }
-      float base[2], shrink[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        base[h] = most[h] == -INFINITY ? 0.f : most[h] * scale;  // nothing of this row yet
-        shrink[h] = FastExp2(top[h] * scale - base[h]);
-        top[h] = most[h];
-        sum[h] *= shrink[h];
-      }
-#pragma unroll
-      for (int j = 0; j < kMine / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          s[j][i] = FastExp2(fmaf(s[j][i], scale, -base[i / 2]));
-          sum[i / 2] += s[j][i];
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < D / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) out[j][i] *= shrink[i / 2];
-      }
+      if (!__all_sync(0xffffffffu, inside)) softmax.Mask(s, range, key0, lane);
+      softmax.Weigh(s, out, scale);
 #pragma unroll
       for (int j = 0; j < kMine / 16; ++j) {
-        const uint32_t p[4] = {PackPair<T>(s[2 * j][0], s[2 * j][1]), PackPair<T>(s[2 * j][2], s[2 * j][3]),
-                               PackPair<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
-                               PackPair<T>(s[2 * j + 1][2], s[2 * j + 1][3])};
+        uint32_t p[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[i] = PackWeights<T>(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
 #pragma unroll
         for (int i = 0; i < D / 16; ++i) {
           uint32_t v[4];
-          LoadMatrix4Transposed(v, v_tile + PieceOffset<kBytes>(j * 16 + lane % 16, i * 2 + lane / 16));
-          MultiplyAdd<T>(out[2 * i], p, v[0], v[1]);
-          MultiplyAdd<T>(out[2 * i + 1], p, v[2], v[3]);
+          LoadMatrix4Transposed(v, v_tile + j * 16 * kBytes + place(i));
+          MultiplyAdd<T>(Four(out + 8 * i), p, v[0], v[1]);
+          MultiplyAdd<T>(Four(out + 8 * i + 4), p, v[2], v[3]);
         }
       }
     }
     __syncthreads();  // the next block's copies overwrite this one's place
   }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
-  }
+  softmax.AddLanes();
   WaitCopies<0>();
   __syncthreads();
 
   if constexpr (kKeyWarps > 1) {
     // Each warp leaves its sums in place of the keys; every thread then puts together pieces of 8 columns.
-    constexpr int kRow = D + 4;  // floats: D sums, the largest score, the sum of weights
-    float* parts = reinterpret_cast<float*>(DynamicShared()) + kQueries * kBytes / 4;
-    float* mine = parts + (key_warp * kQueries + warp * 16) * kRow;
+    constexpr int kRow = D + 4;  // floats: D sums, their weights' base, the sum of weights
+    float* const parts = reinterpret_cast<float*>(DynamicShared()) + kQueries * kBytes / 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float* row = mine + (lane / 4 + 8 * h) * kRow;
+      float* const row = parts + (key_warp * kQueries + warp * 16 + lane / 4 + 8 * h) * kRow;
 #pragma unroll
       for (int j = 0; j < D / 8; ++j) {
-        *reinterpret_cast<float2*>(row + j * 8 + lane % 4 * 2) = make_float2(out[j][2 * h], out[j][2 * h + 1]);
+        const float* const two = out + 4 * j + 2 * h;
+        *reinterpret_cast<float2*>(row + j * 8 + lane % 4 * 2) = make_float2(two[0], two[1]);
       }
-      if (lane % 4 == 0) row[D] = top[h], row[D + 1] = sum[h];
+      if (lane % 4 == 0) *reinterpret_cast<float2*>(row + D) = make_float2(softmax.base[h], softmax.sum[h]);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
-      const int r = i / kPieces, piece = i % kPieces;
-      if (token0 + r >= tokens || piece * 8 >= head_size) continue;
-      float most = -INFINITY, total = 0.f, all[8] = {};
-#pragma unroll
-      for (int w = 0; w < kKeyWarps; ++w) most = fmaxf(most, parts[(w * kQueries + r) * kRow + D]);
-      if (most == -INFINITY) most = 0.f;
+#pragma unroll 1
+    for (int r = copy_row; r < kQueries && token0 + r < tokens && copies; r += kStep) {
+      const float* const row = parts + r * kRow;
+      float2 total[kKeyWarps];
+      float base = kNoScore, sum = 0.f, all[8] = {};
 #pragma unroll
       for (int w = 0; w < kKeyWarps; ++w) {
-        const float* row = parts + (w * kQueries + r) * kRow;
-        const float weight = FastExp2((row[D] - most) * scale);
-        total = fmaf(weight, row[D + 1], total);
+        total[w] = *reinterpret_cast<const float2*>(row + w * kQueries * kRow + D);
+        base = fmaxf(base, total[w].x);
+      }
+#pragma unroll
+      for (int w = 0; w < kKeyWarps; ++w) {
+        const float weight = FastExp2(total[w].x - base);
+        sum = fmaf(weight, total[w].y, sum);
         float values[8];
-        Load8(row + piece * 8, values);
+        Load8(row + w * kQueries * kRow + copy_piece * 8, values);
 #pragma unroll
         for (int c = 0; c < 8; ++c) all[c] = fmaf(weight, values[c], all[c]);
       }
-      const float inverse = total > 0.f ? 1.f / total : 0.f;
+      const float inverse = InverseOfSum(sum);
 #pragma unroll
       for (int c = 0; c < 8; ++c) all[c] *= inverse;
-      Store8(context + (token0 + r) * ld_context + head + piece * 8, all);
+      Store8(context + ((token0 + r) * ld_context + column), all);
     }
   } else {
-    // The warp's own queries have been read: its results turn around in their place.
+    // The queries have been read: results turn around in their place.
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float inverse = sum[h] > 0.f ? 1.f / sum[h] : 0.f;
+      const float inverse = InverseOfSum(softmax.sum[h]);
 #pragma unroll
       for (int j = 0; j < D / 8; ++j) {
         const uint32_t address = q_tile + PieceOffset<kBytes>(warp * 16 + lane / 4 + 8 * h, j) + lane % 4 * 4;
-        StoreShared(address, PackPair<T>(out[j][2 * h] * inverse, out[j][2 * h + 1] * inverse));
+        StoreShared(address, PackPair<T>(out[4 * j + 2 * h] * inverse, out[4 * j + 2 * h + 1] * inverse));
       }
     }
-    __syncwarp();
-    for (int i = lane; i < 16 * kPieces; i += 32) {
-      const int r = warp * 16 + i / kPieces, piece = i % kPieces;
-      if (token0 + r >= tokens || piece * 8 >= head_size) continue;
-      *reinterpret_cast<uint4*>(context + (token0 + r) * ld_context + head + piece * 8) =
-          LoadSharedPiece(q_tile + PieceOffset<kBytes>(r, piece));
+    __syncthreads();
+#pragma unroll 1
+    for (int r = copy_row; r < kQueries && token0 + r < tokens && copies; r += kStep) {
+      *reinterpret_cast<uint4*>(context + ((token0 + r) * ld_context + column)) =
+          LoadSharedPiece(q_tile + PieceOffset<kBytes>(r, copy_piece));
     }
   }
 }

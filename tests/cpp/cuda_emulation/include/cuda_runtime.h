@@ -19,10 +19,10 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 // ---- Vectors ------------------------------------------------------------------------------------------------------
-struct int2 { int x, y; };
-struct uint2 { unsigned x, y; };
+struct __align__(8) int2 { int x, y; };
+struct __align__(8) uint2 { unsigned x, y; };
 struct uint3 { unsigned x, y, z; };
-struct float2 { float x, y; };
+struct __align__(8) float2 { float x, y; };
 struct __align__(16) int4 { int x, y, z, w; };
 struct __align__(16) uint4 { unsigned x, y, z, w; };
 struct __align__(16) float4 { float x, y, z, w; };
