@@ -2,16 +2,23 @@
 //
 // AttendFirst: a CTA takes a row and a head. kLanes lanes hold a key (16 bytes of it each for 16-bit types), so a warp
 // reads whole 128-byte lines; every group of lanes keeps its own online softmax over its share of the keys, and all are
-// put together at the end. Keys and values of a step are loaded together: the memory's latency is waited for once a
-// step, not twice.
+// put together at the end. A thread's keys and values come into shared memory of its own, kStages ahead, so that the
+// memory's latency is waited for once, and what is done with a key stands in the code once.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
+#include "cuda/softmax.cuh"
 
 namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
+// Of a thread's keys and values: 32 KB in a CTA of 256 threads, whatever the type; then there is its query.
+template <typename T>
+struct Stages {
+  static constexpr int kWords = sizeof(T) / 2;  // of 16 bytes, for eight columns
+  static constexpr int kStages = 8 / sizeof(T);
+  static constexpr int kThreadBytes = (kStages * 2 + 1) * kWords * 16;
+};
 
 // queries: (rows, ld_queries), or at_range: one at ranges[i].x. Query i sees keys [ranges[i].x, ranges[i].y); values
 // lie `part` behind keys.
@@ -20,7 +27,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     AttendFirst(const T* queries, int64_t ld_queries, bool at_range, const T* keys,
                 int64_t ld, int part, int head_size, const int2* ranges, float scale,
                 T* __restrict__ context, int64_t ld_context) {
-  constexpr int kThreads = kWarps * 32, kSlots = kThreads / kLanes, kEach = 4, kWidth = kLanes * 8;
+  constexpr int kThreads = kWarps * 32, kSlots = kThreads / kLanes, kWidth = kLanes * 8;
+  constexpr int kWords = Stages<T>::kWords, kStages = Stages<T>::kStages;
   static_assert(kThreads >= kWidth, "a thread writes a column");
   __shared__ float parts[kWarps][kWidth + 2];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -28,58 +36,71 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int head = blockIdx.x * head_size, column = head + piece * 8;
   const int64_t row = blockIdx.y;
   const bool mine = piece * 8 < head_size;
+  const uint32_t own = SharedAddress(DynamicShared()) + threadIdx.x * 16;
   LetNextKernelStart();
   WaitForPreviousKernel();
 
   const int2 range = ranges[row];
-  float q[8] = {};
-  if (mine && range.y > range.x) Load8(queries + (at_range ? range.x : row) * ld_queries + column, q);
+  // The words of a thread's query, then of each stage its key's and its value's.
+  const auto bring = [&](int word, const T* from, bool there) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) q[i] *= scale;
-  float out[8] = {}, top = -INFINITY, sum = 0.f;
-  for (int key0 = range.x; key0 < range.y; key0 += kSlots * kEach) {
-    float k[kEach][8], v[kEach][8];
+    for (int w = 0; w < kWords; ++w) {
+      CopyAsync16(own + (word + w) * (kThreads * 16), from + w * (16 / sizeof(T)), there);
+    }
+  };
+  const auto fetch = [&](int word, float (&to)[8]) {
+    uint4 words[kWords];
 #pragma unroll
-    for (int u = 0; u < kEach; ++u) {
-      const int64_t key = key0 + u * kSlots + slot;
+    for (int w = 0; w < kWords; ++w) words[w] = LoadSharedPiece(own + (word + w) * (kThreads * 16));
+    Load8(reinterpret_cast<const T*>(words), to);
+  };
+  const auto stage = [&](int step) { return kWords + (step & (kStages - 1)) * 2 * kWords; };
+  bring(0, queries + (at_range ? range.x : row) * ld_queries + column, mine && range.y > range.x);
+  float q[8] = {}, out[8] = {}, base = kNoScore, sum = 0.f;
+  const int steps = CeilDiv(range.y - range.x, kSlots);
+  const T* from = keys + (range.x + slot) * ld + column;  // of the key to be copied next
+  int left = mine ? range.y - range.x - slot : 0;         // keys from that one on
+#pragma unroll 1
+  for (int step = -kStages; step < steps; ++step) {  // below 0: just copies
+    if (step >= 0) {
+      WaitCopies<kStages - 1>();
+      if (step == 0) fetch(0, q);
+      float k[8], v[8];
+      fetch(stage(step), k);
+      fetch(stage(step) + kWords, v);
+      float s = q[0] * k[0], odd = q[1] * k[1];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) k[u][i] = v[u][i] = 0.f;
-      if (key < range.y && mine) {
-        Load8(keys + key * ld + column, k[u]);
-        Load8(keys + key * ld + part + column, v[u]);
+      for (int i = 2; i < 8; i += 2) s = fmaf(q[i], k[i], s), odd = fmaf(q[i + 1], k[i + 1], odd);
+      s += odd;
+#pragma unroll
+      for (int lanes = 1; lanes < kLanes; lanes <<= 1) s += __shfl_xor_sync(0xffffffffu, s, lanes);
+      s = range.x + step * kSlots + slot < range.y ? s * scale : -INFINITY;
+      const bool moves = s > base + kSlack, shrinks = moves && base != kNoScore;
+      const float shrink = moves ? FastExp2(base - s) : 1.f;
+      if (moves) base = s;
+      if (!__all_sync(0xffffffffu, !shrinks)) {
+        sum *= shrink;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) out[i] *= shrink;
       }
-    }
-    float s[kEach], most = top;
-#pragma unroll
-    for (int u = 0; u < kEach; ++u) {
-      s[u] = 0.f;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) s[u] = fmaf(q[i], k[u][i], s[u]);
-#pragma unroll
-      for (int step = 1; step < kLanes; step <<= 1) s[u] += __shfl_xor_sync(0xffffffffu, s[u], step);
-      if (key0 + u * kSlots + slot >= range.y) s[u] = -INFINITY;
-      most = fmaxf(most, s[u]);
-    }
-    const float base = most == -INFINITY ? 0.f : most;  // no key of this row yet
-    const float shrink = FastExp2(top - base);
-    top = most;
-    sum *= shrink;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] *= shrink;
-#pragma unroll
-    for (int u = 0; u < kEach; ++u) {
-      const float p = FastExp2(s[u] - base);
+      const float p = FastExp2(s - base);
       sum += p;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) out[i] = fmaf(p, v[u][i], out[i]);
+      for (int i = 0; i < 8; ++i) out[i] = fmaf(p, v[i], out[i]);
     }
+    if (step + kStages < steps) {
+      bring(stage(step), from, left > 0);
+      bring(stage(step) + kWords, from + part, left > 0);
+      from += kSlots * ld, left -= kSlots;
+    }
+    CommitCopies();
   }
 
   // The groups of this warp, then the warps.
-  float most = top;
+  float most = base;
 #pragma unroll
   for (int step = kLanes; step < 32; step <<= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-  const float weight = most == -INFINITY ? 0.f : FastExp2(top - most);
+  const float weight = FastExp2(base - most);
   sum *= weight;
 #pragma unroll
   for (int i = 0; i < 8; ++i) out[i] *= weight;
@@ -97,17 +118,17 @@ __global__ void __launch_bounds__(kWarps * 32)
   __syncthreads();
   const int d = threadIdx.x;
   if (d >= head_size) return;
-  most = -INFINITY;
+  most = kNoScore;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) most = fmaxf(most, parts[w][kWidth]);
   float total = 0.f, value = 0.f;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    const float share = most == -INFINITY ? 0.f : FastExp2(parts[w][kWidth] - most);
+    const float share = FastExp2(parts[w][kWidth] - most);
     total = fmaf(share, parts[w][kWidth + 1], total);
     value = fmaf(share, parts[w][d], value);
   }
-  context[row * ld_context + head + d] = FromFloat<T>(total > 0.f ? value / total : 0.f);
+  context[row * ld_context + head + d] = FromFloat<T>(value * InverseOfSum(total));
 }
 
 template <typename T, int kLanes>
@@ -117,6 +138,7 @@ cudaError_t LaunchFirst(const Machine& machine, const Attention& a, cudaStream_t
   LaunchShape shape;
   shape.grid = dim3(a.heads, a.count);
   shape.block = dim3(few ? 256 : 128);
+  shape.shared = (few ? 256 : 128) * Stages<T>::kThreadBytes;
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
   const T* qkv = static_cast<const T*>(a.qkv);
