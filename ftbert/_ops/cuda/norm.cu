@@ -13,7 +13,7 @@ namespace cuda {
 namespace {
 
 constexpr int kWarps = 4;       // of a CTA
-constexpr int kFewRows = 1024;  // up to here latency counts, not throughput: norm_few.cu
+constexpr int kFewRows = 2048;  // up to here latency counts, not throughput: norm_few.cu
 
 // Normalizes the row held as x[i][c] = column (i * 32 + lane) * 8 + c and writes it. kPieces * 256 >= width.
 template <typename T, int kPieces>
