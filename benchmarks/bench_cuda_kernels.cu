@@ -180,10 +180,7 @@ void TimeAttention(const Machine& machine, int rows, int length, int jitter = 0)
   };
   std::printf("TIME %d x %d%s, us: attention %.2f (tiles %.2f", rows, length, jitter > 0 ? " or less" : "",
               attend(AttentionKernel::kChosen), attend(AttentionKernel::kTiles));
-  if (machine.hopper) {
-    std::printf(", wgmma 64 %.2f, wgmma 128 %.2f", attend(AttentionKernel::kWgmma64),
-                attend(AttentionKernel::kWgmma128));
-  }
+  if (machine.hopper) std::printf(", wgmma %.2f", attend(AttentionKernel::kWgmma));
   Attention f = a;
   f.first_queries = first.device, f.ranges = device_firsts, f.count = rows;
   std::printf("), of first tokens %.2f, norm %.2f\n",

@@ -164,8 +164,7 @@ void CheckAttention(const Machine& machine, Element element, int heads, int head
   a.qkv = qkv.device, a.ld = 3 * part, a.part = part, a.ranges = device_ranges, a.count = count, a.heads = heads;
   a.head_size = head_size, a.context = context.device, a.ld_context = part;
   const std::vector<double> expected = plain(qkv.host, 3 * part, ranges, tokens);
-  for (AttentionKernel kernel : {AttentionKernel::kChosen, AttentionKernel::kTiles, AttentionKernel::kWgmma64,
-                                 AttentionKernel::kWgmma128}) {
+  for (AttentionKernel kernel : {AttentionKernel::kChosen, AttentionKernel::kTiles, AttentionKernel::kWgmma}) {
     a.kernel = kernel;
     context.Poison();
     CHECK_CUDA(RunAttention(machine, element, a, nullptr));

@@ -320,11 +320,8 @@ cudaError_t RunHalfAttention(const Machine& machine, const Attention& a, cudaStr
 cudaError_t RunAttention(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
   if (FirstAttentionFits(a)) return RunFirstAttention(machine, element, a, stream);
   if (WgmmaAttentionFits(machine, element, a)) {
-    AttentionKernel kernel = a.kernel;
-    if (kernel == AttentionKernel::kChosen && a.count >= kWgmmaTokens) kernel = AttentionKernel::kWgmma128;
-    if (kernel == AttentionKernel::kWgmma64 || kernel == AttentionKernel::kWgmma128) {
-      return RunWgmmaAttention(machine, element, a, kernel, stream);
-    }
+    const bool many = a.kernel == AttentionKernel::kChosen && a.count >= kWgmmaTokens;
+    if (many || a.kernel == AttentionKernel::kWgmma) return RunWgmmaAttention(machine, element, a, stream);
   }
   if (element == Element::kFloat) return LaunchWarps<float>(machine, a, stream);
   return element == Element::kHalf ? RunHalfAttention<Half>(machine, a, stream)

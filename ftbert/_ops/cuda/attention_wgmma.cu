@@ -1,10 +1,10 @@
 // Attention over packed rows of many tokens on Hopper: heads of 64, fp16 or bf16.
 //
-// AttendWgmma: a CTA takes kGroups * 64 consecutive tokens of one head, a warpgroup 64 of them, whatever rows they
-// belong to. Blocks of 64 keys and values, from the start of the first token's row to the end of the last one's, come
-// through the copy engine, kStages of them in flight; each warpgroup skips blocks that none of its tokens needs and
-// masks what lies outside a token's own row. Softmax is online, in fp32; scores stay in registers, where they are the
-// left operand of the product with the values.
+// AttendWgmma: a CTA, one warpgroup, takes 64 consecutive tokens of one head, whatever rows they belong to. Blocks of
+// 64 keys and values, from the start of the first token's row to the end of the last one's, come through the copy
+// engine, kStages of them in flight; what lies outside a token's own row is masked. Softmax is online, in fp32; scores
+// stay in registers, where they are the left operand of the product with the values. Products, softmax and copies of
+// one CTA wait for one another: five CTAs to a multiprocessor, of at most 96 registers a thread, hide it.
 #include "cuda/common.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
@@ -17,32 +17,27 @@ namespace {
 
 constexpr int kHead = 64, kBlock = 64, kTile = kBlock * kHead * 2;  // bytes of 64 queries, keys or values
 
-template <int kGroups, int kStages>
-struct Layout {
-  static constexpr int kQueries = kGroups * 64, kThreads = kGroups * 128;
-  static constexpr int kStageBytes = 2 * kTile;
-  static constexpr int kBarriers = kGroups * kTile + kStages * kStageBytes;
-  static constexpr int kShared = kBarriers + 8 * (1 + 2 * kStages) + 1024;  // to align by
-};
+constexpr int kStages = 2, kStageBytes = 2 * kTile, kBarriers = kTile + kStages * kStageBytes;
+constexpr int kShared = kBarriers + 8 * (1 + 2 * kStages) + 1024;  // to align by
+constexpr int kThreads = 128, kCtas = 5;                           // the latter of a multiprocessor
 
-template <typename T, int kGroups, int kStages, int kCtas>
-__global__ void __launch_bounds__(kGroups * 128, kCtas)
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kCtas)
     AttendWgmma(const __grid_constant__ CUtensorMap map, int part, const int2* ranges, int tokens,
                 bool reversed, float scale, T* __restrict__ context, int64_t ld_context) {
 #if FTBERT_HOPPER
-  using L = Layout<kGroups, kStages>;
-  const uint32_t queries = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = queries + kGroups * kTile;
-  const uint32_t q_full = queries + L::kBarriers, full = q_full + 8, empty = full + 8 * kStages;
-  const int group = SameInWarp(threadIdx.x / 128), warp = SameInWarp(threadIdx.x % 128 / 32), lane = threadIdx.x % 32;
-  const bool elected = ElectLane(), leads = group == 0 && warp == 0 && elected;  // one thread of the CTA
+  const uint32_t queries = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = queries + kTile;
+  const uint32_t q_full = queries + kBarriers, full = q_full + 8, empty = full + 8 * kStages;
+  const int warp = SameInWarp(threadIdx.x / 32), lane = threadIdx.x % 32;
+  const bool elected = ElectLane(), leads = warp == 0 && elected;  // one thread of the CTA
   const int block_row = reversed ? gridDim.y - 1 - blockIdx.y : blockIdx.y;
-  const int token0 = block_row * L::kQueries, head = blockIdx.x * kHead;
+  const int token0 = block_row * kBlock, head = blockIdx.x * kHead;
   if (leads) {
     PrefetchMap(&map);
     BarrierInit(q_full, 1);
     for (int s = 0; s < kStages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, kGroups * 4);
+      BarrierInit(empty + 8 * s, kThreads / 32);
     }
     BarrierInitFence();
   }
@@ -51,15 +46,15 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
   WaitForPreviousKernel();
 
   if (leads) {
-    BarrierExpect(q_full, kGroups * kTile);
-    for (int g = 0; g < kGroups; ++g) LoadTile(queries + g * kTile, &map, q_full, head, token0 + g * 64);
+    BarrierExpect(q_full, kTile);
+    LoadTile(queries, &map, q_full, head, token0);
   }
-  const int begin = ranges[token0].x, end = ranges[min(token0 + L::kQueries, tokens) - 1].y;
+  const int begin = ranges[token0].x, end = ranges[min(token0 + kBlock, tokens) - 1].y;
   const int blocks = CeilDiv(end - begin, kBlock);
   const auto load = [&](int block) {
     const int stage = block % kStages;
-    const uint32_t at = stages + stage * L::kStageBytes;
-    BarrierExpect(full + 8 * stage, L::kStageBytes);
+    const uint32_t at = stages + stage * kStageBytes;
+    BarrierExpect(full + 8 * stage, kStageBytes);
     LoadTile(at, &map, full + 8 * stage, part + head, begin + block * kBlock);
     LoadTile(at + kTile, &map, full + 8 * stage, 2 * part + head, begin + block * kBlock);
   };
@@ -67,65 +62,53 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
     for (int block = 0; block < min(blocks, kStages); ++block) load(block);
   }
 
-  // This thread's two queries, and what the warpgroup's sixty-four need together.
-  const int first = token0 + group * 64;
-  int2 range[2];
+  int2 range[2];  // of this thread's two queries
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int t = first + warp * 16 + lane / 4 + 8 * h;
+    const int t = token0 + warp * 16 + lane / 4 + 8 * h;
     range[h] = t < tokens ? ranges[t] : make_int2(0, 0);
   }
-  int group_begin = 0, group_end = 0;
-  if (first < tokens) group_begin = ranges[first].x, group_end = ranges[min(first + 63, tokens - 1)].y;
 
-  const uint64_t q_tile = TileDescriptor(queries + group * kTile);
+  const uint64_t q_tile = TileDescriptor(queries);
   float out[32] = {};
   OnlineSoftmax softmax;
   BarrierWait(q_full, 0);
   for (int block = 0; block < blocks; ++block) {
     const int stage = block % kStages, key0 = begin + block * kBlock;
-    // The place that the block before left takes the one after those in flight.
-    const auto refill = [&] {
-      if (!leads || block == 0 || block - 1 + kStages >= blocks) return;
+    BarrierWait(full + 8 * stage, block / kStages & 1);
+    const uint64_t k_tile = TileDescriptor(stages + stage * kStageBytes);
+    const uint64_t v_tile = TileDescriptor(stages + stage * kStageBytes + kTile);
+    float s[32];
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) Wgmma<T, 64>::Run(s, q_tile + 2 * step, k_tile + 2 * step, step > 0);
+    WgmmaCommit();
+    if (leads && block > 0 && block - 1 + kStages < blocks) {  // into the place that the block before has left
       BarrierWait(empty + 8 * ((block - 1) % kStages), (block - 1) / kStages & 1);
       load(block - 1 + kStages);
-    };
-    BarrierWait(full + 8 * stage, block / kStages & 1);
-    if (key0 < group_end && key0 + kBlock > group_begin) {
-      const uint64_t k_tile = TileDescriptor(stages + stage * L::kStageBytes);
-      const uint64_t v_tile = TileDescriptor(stages + stage * L::kStageBytes + kTile);
-      float s[32];
-      WgmmaFence();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) Wgmma<T, 64>::Run(s, q_tile + 2 * step, k_tile + 2 * step, step > 0);
-      WgmmaCommit();
-      refill();
-      __syncwarp();
-      WgmmaWait<0>();
-      HoldRegisters(s);
-
-      const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kBlock <= min(range[0].y, range[1].y);
-      if (!__all_sync(0xffffffffu, inside)) softmax.Mask(s, range, key0, lane);
-      softmax.Weigh(s, out, scale);
-      uint32_t p[4][4];
-#pragma unroll
-      for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = PackWeights<T>(s[2 * i], s[2 * i + 1]);
-      HoldRegisters(out);
-      WgmmaFence();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) MultiplyRegisters<T>(out, p[step], v_tile + step * (16 * 128 / 16));
-      WgmmaCommit();
-      WgmmaWait<0>();
-      HoldRegisters(out);
-    } else {
-      refill();
-      __syncwarp();
     }
+    __syncwarp();
+    WgmmaWait<0>();
+    HoldRegisters(s);
+
+    const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kBlock <= min(range[0].y, range[1].y);
+    if (!__all_sync(0xffffffffu, inside)) softmax.Mask(s, range, key0, lane);
+    softmax.Weigh(s, out, scale);
+    uint32_t p[4][4];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = PackWeights<T>(s[2 * i], s[2 * i + 1]);
+    HoldRegisters(out);
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) MultiplyRegisters<T>(out, p[step], v_tile + step * (16 * 128 / 16));
+    WgmmaCommit();
+    WgmmaWait<0>();
+    HoldRegisters(out);
     if (lane == 0) BarrierArrive(empty + 8 * stage);
   }
   softmax.AddLanes();
-  NamedBarrierSync(1 + group, 128);  // all four warps have read their queries: results turn around in their place
-  const uint32_t mine = queries + group * kTile + warp * (16 * 128);  // this warp's sixteen rows
+  __syncthreads();  // all four warps have read their queries: results turn around in their place
+  const uint32_t mine = queries + warp * (16 * 128);  // this warp's sixteen rows
   const float inverse[2] = {InverseOfSum(softmax.sum[0]), InverseOfSum(softmax.sum[1])};
   const uint32_t put = mine + lane % 16 * 128 + (lane / 16 ^ (lane & 7)) * 16;
 #pragma unroll
@@ -138,7 +121,7 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
     StoreMatrix4(put ^ (j * 16), bits[0], bits[1], bits[2], bits[3]);
   }
   __syncwarp();
-  const int r = lane / 8, row = first + warp * 16 + r;  // and every fourth row on
+  const int r = lane / 8, row = token0 + warp * 16 + r;  // and every fourth row on
   const uint32_t from = mine + r * 128 + (lane % 8 ^ r) * 16;
   uint4 pieces[4];
 #pragma unroll
@@ -153,32 +136,24 @@ __global__ void __launch_bounds__(kGroups * 128, kCtas)
 #endif
 }
 
-template <typename T, int kGroups, int kStages, int kCtas>
+template <typename T>
 cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
-  using L = Layout<kGroups, kStages>;
-  const auto kernel = AttendWgmma<T, kGroups, kStages, kCtas>;
+  const auto kernel = AttendWgmma<T>;
   static std::atomic<uint64_t> allowed{0};
-  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), L::kShared, &allowed);
+  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
   if (refused != cudaSuccess) return refused;
   CUtensorMap map;
   const cudaError_t error = MakeTensorMap(&map, element, a.qkv, a.count, 2 * a.part + a.heads * kHead, a.ld, kBlock);
   if (error != cudaSuccess) return error;
   LaunchShape shape;
-  shape.grid = dim3(a.heads, CeilDiv(a.count, L::kQueries));
-  shape.block = dim3(L::kThreads);
-  shape.shared = L::kShared;
+  shape.grid = dim3(a.heads, CeilDiv(a.count, kBlock));
+  shape.block = dim3(kThreads);
+  shape.shared = kShared;
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
   return Launch(shape, kernel, map, a.part, a.ranges, a.count, a.reversed, scale, static_cast<T*>(a.context),
                 a.ld_context);
-}
-
-template <typename T>
-cudaError_t RunTyped(const Machine& machine, Element element, const Attention& a, AttentionKernel kernel,
-                     cudaStream_t stream) {
-  return kernel == AttentionKernel::kWgmma64 ? LaunchWgmma<T, 1, 2, 4>(machine, element, a, stream)
-                                             : LaunchWgmma<T, 2, 4, 2>(machine, element, a, stream);
 }
 
 }  // namespace
@@ -188,10 +163,9 @@ bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention
          (element == Element::kHalf || element == Element::kBFloat);
 }
 
-cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& a, AttentionKernel kernel,
-                              cudaStream_t stream) {
-  return element == Element::kHalf ? RunTyped<Half>(machine, element, a, kernel, stream)
-                                   : RunTyped<BFloat>(machine, element, a, kernel, stream);
+cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
+  return element == Element::kHalf ? LaunchWgmma<Half>(machine, element, a, stream)
+                                   : LaunchWgmma<BFloat>(machine, element, a, stream);
 }
 
 }  // namespace cuda

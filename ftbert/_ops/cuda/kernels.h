@@ -49,7 +49,7 @@ struct Embedding {
 };
 
 // The kernels of attention: kChosen leaves it to the rule.
-enum class AttentionKernel : int { kChosen = 0, kTiles = 1, kWgmma64 = 2, kWgmma128 = 3 };
+enum class AttentionKernel : int { kChosen = 0, kTiles = 1, kWgmma = 2 };
 
 struct Attention {
   const void* qkv = nullptr;  // (T, ld): queries at 0, keys at `part`, values at 2 * part
@@ -96,8 +96,7 @@ cudaError_t RunAttention(const Machine& machine, Element element, const Attentio
 bool FirstAttentionFits(const Attention& attention);
 cudaError_t RunFirstAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
 bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention& attention);
-cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& attention,
-                              AttentionKernel kernel, cudaStream_t stream);
+cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
 // attend_states.cu: found = softmax(found states^T / sqrt(head_size)) states
 bool StatesAttentionFits(const Machine& machine, Element element, int heads, int hidden);
 cudaError_t RunStatesAttention(const Machine& machine, Element element, const StatesAttention& attention,
