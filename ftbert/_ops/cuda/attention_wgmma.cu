@@ -160,6 +160,7 @@ cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention
 
 bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention& a) {
   return machine.hopper && a.first_queries == nullptr && a.head_size == kHead && a.count <= 65535 * 64 &&
+         a.count * (a.ld_context / 8) < (int64_t{1} << 32) &&
          (element == Element::kHalf || element == Element::kBFloat);
 }
 
