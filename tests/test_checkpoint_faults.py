@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from test_checkpoint_tools import fingerprint, trained, write
+from checkpoint_samples import fingerprint, trained, write
 
 from ftbert.checkpoint import strip_optimizer
 from ftbert.checkpoint.streams import replaced_file

@@ -16,7 +16,7 @@ from ftbert.training.masking import Masker
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
-import test_finetune as finetuning  # noqa: E402
+import training_runs as finetuning  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEXTS = [text for text, _ in finetuning.TRAIN]

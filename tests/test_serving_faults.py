@@ -11,10 +11,10 @@ for package in ("tokenizers", "starlette", "orjson", "prometheus_client", "httpx
     pytest.importorskip(package)
 
 import orjson  # noqa: E402
+from serving_client import JSON, Client, by_label  # noqa: E402
 from serving_fakes import KnownPredictor  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 from starlette.routing import Mount  # noqa: E402
-from test_serving_http import JSON, Client, by_label  # noqa: E402
 
 from ftbert import FastBertClassifier  # noqa: E402
 from ftbert.commands.predicting import devices_of  # noqa: E402

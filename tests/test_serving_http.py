@@ -1,7 +1,6 @@
 """The routes: forms, limits, refusals. In process, through the ASGI interface."""
 
 import asyncio
-import json
 import math
 
 import numpy as np
@@ -11,38 +10,16 @@ for package in ("tokenizers", "starlette", "orjson", "prometheus_client", "httpx
     pytest.importorskip(package)
 
 import httpx  # noqa: E402
+from serving_client import JSON, Client, by_label, softmax  # noqa: E402
 from serving_fakes import KnownPredictor  # noqa: E402
 
 from ftbert.errors import CheckpointError, ConfigError, EngineError  # noqa: E402
 from ftbert.serving import ServeOptions, create_app  # noqa: E402
 
-JSON = {"content-type": "application/json"}
-
 
 @pytest.fixture
 def known():
     return KnownPredictor()
-
-
-class Client:
-    """Synchronous calls into an ASGI application, each in an event loop of its own."""
-
-    def __init__(self, app):
-        self.app = app
-
-    def __call__(self, method, path, **arguments):
-        async def call():
-            transport = httpx.ASGITransport(app=self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.request(method, path, **arguments)
-
-        return asyncio.run(call())
-
-    def predict(self, inputs, **keys):
-        return self("POST", "/predict", json=dict(keys, inputs=inputs))
-
-    def close(self):
-        self.app.state.table.close()
 
 
 @pytest.fixture
@@ -58,15 +35,6 @@ async def _until(condition):
             return
         await asyncio.sleep(0.001)
     raise AssertionError("waited in vain")
-
-
-def softmax(logits):
-    values = np.exp(logits - logits.max())
-    return values / values.sum()
-
-
-def by_label(answer):
-    return {item["label"]: item["score"] for item in answer}
 
 
 # text-embeddings-inference's form
@@ -494,102 +462,3 @@ def test_options_out_of_range_are_refused(settings):
 def test_model_names_that_cannot_stand_in_a_url_are_refused(names):
     with pytest.raises(ConfigError):
         create_app(names, load=lambda path: KnownPredictor())
-
-
-# The Open Inference Protocol
-
-
-def infer(client, tensor, **keys):
-    return client("POST", "/v2/models/default/infer", json=dict(keys, inputs=[tensor]))
-
-
-def test_infer_gives_every_output(client, known):
-    response = infer(client, {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["abc", "x" * 40]}, id="7")
-    body = response.json()
-    assert body["id"] == "7" and body["model_name"] == "default"
-    outputs = {output["name"]: output for output in body["outputs"]}
-    logits = known.expect(["abc", "x" * 40])
-    assert outputs["logits"]["shape"] == [2, 3] and outputs["logits"]["data"] == logits.ravel().tolist()
-    assert outputs["label"]["data"] == [known.labels[index] for index in logits.argmax(axis=1)]
-    assert outputs["truncated"]["data"] == [False, True]
-    np.testing.assert_allclose(outputs["score"]["data"], [softmax(row).max() for row in logits], rtol=1e-6)
-
-
-def test_infer_takes_pairs_and_gives_what_was_asked(client, known):
-    tensor = {"name": "text", "datatype": "BYTES", "shape": [2, 2], "data": [["a", "b"], ["c", "我"]]}
-    body = infer(client, tensor, outputs=[{"name": "logits"}]).json()
-    assert [output["name"] for output in body["outputs"]] == ["logits"]
-    assert body["outputs"][0]["data"] == known.expect([("a", "b"), ("c", "我")]).ravel().tolist()
-
-
-GOOD = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"inputs": None},
-        {"inputs": []},
-        {"inputs": [GOOD, GOOD]},
-        {"inputs": [dict(GOOD, name="x")]},
-        {"inputs": [dict(GOOD, datatype="FP32")]},
-        {"inputs": [dict(GOOD, shape=[2])]},
-        {"inputs": [dict(GOOD, shape=[-1])]},
-        {"inputs": [dict(GOOD, shape=[1, 3])]},
-        {"inputs": [dict(GOOD, shape=["1"])]},
-        {"inputs": [dict(GOOD, shape=[True])]},
-        {"inputs": [dict(GOOD, data=[1])]},
-        {"inputs": [dict(GOOD, data="a")]},
-        {"inputs": [dict(GOOD, data=None)]},
-        {"inputs": [dict(GOOD, parameters=[])]},
-        {"outputs": []},
-        {"outputs": [{"name": "none"}]},
-        {"outputs": [{"name": ["label"]}]},
-        {"outputs": None},
-        {"id": None},
-        {"outputs": [{"name": "label"}] * 6},
-        {"outputs": [{"name": "label", "parameters": {"binary_data": 1}}]},
-        {"outputs": [{"name": "label", "parameters": {"classification": 2}}]},
-        {"id": 7},
-        {"parameters": 1},
-    ],
-)
-def test_a_wrong_inference_request_is_refused(client, change):
-    response = client("POST", "/v2/models/default/infer", json=dict({"inputs": [GOOD]}, **change))
-    assert response.status_code in (400, 422), response.text
-    assert list(response.json()) == ["error"]
-
-
-@pytest.mark.parametrize(
-    "length, tail, size",
-    [
-        ("999999", b"", 0),
-        ("x", b"", 0),
-        ("-1", b"", 0),
-        (None, b"\x05\0\0\0ab", 6),
-        (None, b"\x05\0", 2),
-        (None, b"\1\0\0\0\xff", 5),
-        (None, b"\1\0\0\0a", 4),
-        (None, b"\1\0\0\0a\1\0\0\0b", 10),
-        (None, b"", 0),
-    ],
-)
-def test_a_wrong_binary_tensor_is_refused(client, length, tail, size):
-    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    response = client(
-        "POST",
-        "/v2/models/default/infer",
-        content=head + tail,
-        headers={
-            "inference-header-content-length": length or str(len(head)),
-            "content-type": "application/octet-stream",
-        },
-    )
-    assert response.status_code in (400, 422), response.text
-
-
-def test_unknown_models_and_versions_are_404(client):
-    for path in ("/v2/models/none", "/v2/models/default/versions/2", "/v2/models/none/ready"):
-        assert client("GET", path).status_code == 404
-    assert client("GET", "/v2/models/default/versions/1/ready").json() == {"name": "default", "ready": True}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ftbert.config import BertConfig
-from ftbert.errors import UnavailableError
+from ftbert.errors import ConfigError, UnavailableError
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
-import test_finetune as finetuning  # noqa: E402
+import training_runs as finetuning  # noqa: E402
 
-from ftbert.training.batches import Batch  # noqa: E402
+from ftbert.training.batches import Batch, epoch_plan  # noqa: E402
 from ftbert.training.graph import Schedule, TrainingGraph  # noqa: E402
 from ftbert.training.machine import find_machine  # noqa: E402
 
@@ -152,13 +152,13 @@ def test_a_killed_run_on_two_devices_ends_the_same(tmp_path, monkeypatch):
     def dying(lengths, batch_size, seed, epoch):
         if epoch == 2:
             raise RuntimeError("killed")
-        return finetuning.epoch_plan(lengths, batch_size, seed, epoch)
+        return epoch_plan(lengths, batch_size, seed, epoch)
 
     monkeypatch.setattr(trainer, "epoch_plan", dying)
     with pytest.raises(RuntimeError, match="killed"):
         finetuning.run(tmp_path / "killed", devices=2, **options)
     monkeypatch.undo()
-    with pytest.raises(finetuning.ConfigError, match="resume=False"):
+    with pytest.raises(ConfigError, match="resume=False"):
         finetuning.run(tmp_path / "killed", devices=1, **options)
     assert os.path.exists(str(tmp_path / "killed.training" / "progress.json"))
     finetuning.assert_same(straight.output, finetuning.run(tmp_path / "killed", devices=2, **options).output)

@@ -1,0 +1,129 @@
+"""Small runs of finetune: rows that can be learned, and runs in interpreters of their own that can be killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from ftbert.checkpoint import open_checkpoint
+from ftbert.finetune import finetune
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+WORDS = {
+    "fruit": ["apple", "pear", "plum", "苹果", "梨子"],
+    "animal": ["horse", "cat", "mouse", "马儿", "猫咪"],
+    "colour": ["red", "green", "blue", "红色", "绿色"],
+}
+FILLERS = ["the", "a", "is", "here", "now", "我", "有", "一个"]
+
+TINY = {
+    "config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 16,
+        "initializer_range": 0.1,
+    },
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "dropout": 0.1,
+    "classifier_dropout": 0.1,
+    "word_dropout": 0.0,
+    "label_smoothing": 0.0,
+    "max_length": 16,
+    "threads": 1,
+    "device": "cpu",
+    "progress": False,
+    "tensorboard": False,
+    "vocab_size": 200,
+}
+
+
+def make_rows(count, seed, pairs=False):
+    """(text, label) rows whose label is that of the one telling word."""
+    draw = np.random.RandomState(seed)
+    names = sorted(WORDS)
+    rows = []
+    for _ in range(count):
+        label = names[draw.randint(3)]
+        words = [FILLERS[draw.randint(len(FILLERS))] for _ in range(draw.randint(1, 6))]
+        words.insert(draw.randint(len(words) + 1), WORDS[label][draw.randint(5)])
+        text = " ".join(words)
+        rows.append((text, "and then", label) if pairs else (text, label))
+    return rows
+
+
+TRAIN, DEV = make_rows(240, 0), make_rows(60, 1)
+
+
+def run(output, train=TRAIN, dev=DEV, pretrained=None, **changes):
+    options = dict(TINY, **changes)
+    if pretrained is not None:
+        options.pop("config")
+    return finetune(train, dev, pretrained, str(output), **options)
+
+
+def read_weights(folder):
+    reader = open_checkpoint(str(folder))
+    return {name: np.array(reader.read(name)) for name in reader.names()}
+
+
+def assert_same(first, second):
+    first, second = read_weights(first), read_weights(second)
+    assert sorted(first) == sorted(second)
+    for name in first:
+        assert np.array_equal(first[name], second[name]), name
+
+
+APART = """
+import json, sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+module = __import__(sys.argv[3])
+result = module.run(sys.argv[4], **json.loads(sys.argv[5]))
+print(json.dumps(result.history))
+"""
+
+
+def start_apart(module, output, changes):
+    """Starts `module.run` in an interpreter of its own; it prints the run's history.
+
+    TensorFlow's pool of threads is the process's, made by its first session: runs are equal bit by bit where their
+    pools are, and this process's pool is whatever the tests before asked for.
+    """
+    command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module, str(output), json.dumps(changes)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+
+def run_apart(module, output, changes):
+    """The history of a whole run in an interpreter of its own."""
+    process = start_apart(module, output, changes)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0
+    return json.loads(printed.decode().splitlines()[-1])
+
+
+def kill_apart(module, output, changes, counter, wanted, delay):
+    """Kills a run `delay` seconds after its kept state says that `counter` has come to `wanted`."""
+    process = start_apart(module, output, changes)
+    progress_path = str(output) + ".training/progress.json"
+
+    def counted():
+        with open(progress_path, encoding="utf-8") as file:
+            return json.load(file)[counter]
+
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        if os.path.exists(progress_path) and counted() >= wanted:
+            break
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and counted() >= wanted
