@@ -31,3 +31,23 @@ def runtime(request):
     if request.param != "direct":
         pytest.importorskip("tensorflow")
     return request.param
+
+
+@pytest.fixture
+def known():
+    """A predictor whose answers are known, for the server's tests."""
+    from serving_fakes import KnownPredictor
+
+    return KnownPredictor()
+
+
+@pytest.fixture
+def client(known):
+    """Calls into a server of it, with small limits."""
+    from serving_client import Client
+
+    from ftbert.serving import ServeOptions, create_app
+
+    made = Client(create_app(known, ServeOptions(max_texts=4, max_characters=60, max_body_bytes=2048)))
+    yield made
+    made.close()

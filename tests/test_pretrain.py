@@ -27,19 +27,9 @@ HEAD = {
     "cls/predictions/transform/dense/bias",
     "cls/predictions/transform/dense/kernel",
 }
-TINY = {
-    "config": finetuning.TINY["config"],
-    "epochs": 2,
-    "batch_size": 16,
-    "learning_rate": 1e-3,
-    "max_length": 16,
-    "threads": 1,
-    "device": "cpu",
-    "progress": False,
-    "tensorboard": False,
-    "vocab_size": 200,
-    "dev_fraction": 0.1,
-}
+# What pretraining takes of it, too.
+OPTIONS = "config epochs batch_size learning_rate max_length threads device progress tensorboard vocab_size".split()
+TINY = dict({name: finetuning.TINY[name] for name in OPTIONS}, dev_fraction=0.1)
 
 
 def run(output, text=TEXTS, **changes):

@@ -24,11 +24,6 @@ from ftbert.serving.classify import render_predictions  # noqa: E402
 
 
 @pytest.fixture
-def known():
-    return KnownPredictor()
-
-
-@pytest.fixture
 def client(known):
     made = Client(create_app(known, ServeOptions(max_body_bytes=2048, log_requests=True, log_texts=True)))
     yield made

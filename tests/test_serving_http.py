@@ -17,18 +17,6 @@ from ftbert.errors import CheckpointError, ConfigError, EngineError  # noqa: E40
 from ftbert.serving import ServeOptions, create_app  # noqa: E402
 
 
-@pytest.fixture
-def known():
-    return KnownPredictor()
-
-
-@pytest.fixture
-def client(known):
-    made = Client(create_app(known, ServeOptions(max_texts=4, max_characters=60, max_body_bytes=2048)))
-    yield made
-    made.close()
-
-
 async def _until(condition):
     for _ in range(10000):
         if condition():

@@ -7,12 +7,12 @@
 // sixteen heads by sixteen tokens a step. Softmax is online, in fp32, the same in every warp.
 #include "cuda/common.cuh"
 #include "cuda/kernels.h"
+#include "cuda/softmax.cuh"
 
 namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kWarps = 8, kTokens = 16, kMostHeads = 16;
 
 // kSteps: steps of 16 columns that a warp owns at most.
