@@ -89,7 +89,9 @@ struct CudaWorkspace final : Workspace, Slots {
   int device;
   cudaStream_t stream = nullptr;
   int token_room = 0, row_room = 0;  // what the arena holds
-  DeviceArray arena, scratch;
+  DeviceArray arena;
+  DeviceArray scratch;               // cuBLASLt's: kLtScratchBytes, then kLtCounters for a recording's products
+  int counters = 0;                  // of the recording under way: used so far
   uint8_t* pinned = nullptr;         // inputs, then logits
   size_t pinned_bytes = 0;
   bool logits_pinned = false;
@@ -99,6 +101,7 @@ struct CudaWorkspace final : Workspace, Slots {
 
   RecentList<RecordedGraph> graphs{kGraphs};
   std::vector<Reach> sequence, ahead;  // weights in the order of use: so far, and, while recording, all that come
+  bool recording = false;
   cudaError_t error = cudaSuccess;
   std::string failed;                // what was being done
 };

@@ -55,6 +55,7 @@ struct Gemm {
   bool reversed = false;           // kWgmma: rows are taken from the last to the first
   void* scratch = nullptr;         // cuBLASLt's
   int64_t scratch_bytes = 0;
+  void* counter = nullptr;         // kLtCounterBytes of scratch for this product alone; null: there are none
   // Several products of one shape, in kMma alone: x, w, bias (or null: none) and out of each lie so many elements
   // behind those of the one before.
   int batches = 1;

@@ -5,6 +5,8 @@
 // ahead for these weights; from then on its graph is replayed. Row splits lie on the device, so that one graph serves
 // every batch of its bucket. Engine::Warm takes all this out of the first callers' way.
 #include "cuda/backend.h"
+#include "cuda/graph_fills.h"
+#include "cuda/lt.h"
 
 namespace ftbert {
 namespace cuda {
@@ -84,10 +86,16 @@ Status CudaBackend::Record(CudaWorkspace* w, RecordedGraph* graph, const std::fu
   cudaError_t error = cudaStreamBeginCapture(w->stream, cudaStreamCaptureModeRelaxed);
   if (error != cudaSuccess) return FromCuda(error, "recording a graph");
   w->ahead.swap(graph->sequence);
+  w->recording = true;
+  w->counters = 0;
   const Status status = RunLoop(w, loop);
+  w->recording = false;
   w->ahead.swap(graph->sequence);
   cudaGraph_t recording = nullptr;
   error = cudaStreamEndCapture(w->stream, &recording);
+  if (status.ok() && error == cudaSuccess && w->counters > 0) {
+    error = HoistFills(recording, w->scratch.data() + kLtScratchBytes, w->counters * kLtCounterBytes);
+  }
   if (status.ok() && error == cudaSuccess) error = cudaGraphInstantiateWithFlags(&graph->run, recording, 0);
   if (recording != nullptr) cudaGraphDestroy(recording);
   if (!status.ok() || error != cudaSuccess) {

@@ -9,7 +9,8 @@ namespace {
 // How many products ahead weights are brought into L2: about a layer's, which L2 holds beside the activations.
 constexpr size_t kReach = 2;
 constexpr int kReachRows = 4096;  // beyond, reading the weights is no time at all
-// From here on products add the residual, so that the norm reads one row, not two: its time is memory's, theirs is not.
+// From here on products of ours add the residual, so that the norm reads one row, not two: its time is memory's, theirs
+// is not. cuBLASLt's take longer for it than the norm does.
 constexpr int kSumRows = 2048;
 // From here on the output projection and the norm after it are one kernel; with fewer rows too many multiprocessors
 // have nothing to do. The second product of the feed-forward part loses more by the tiles that this takes.
@@ -70,9 +71,13 @@ void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
   if (plan.family == Family::kLt) {
     // Without zeros: they would be written beside this stream, and might come after the product's first sums. Where
     // there is no memory for it, the product runs in a kernel of our own.
-    if (w->scratch.bytes() == 0) w->scratch.Allocate(kLtScratchBytes, false);
+    if (w->scratch.bytes() == 0) w->scratch.Allocate(kLtAllBytes, false);
     g.scratch = w->scratch.data();
-    g.scratch_bytes = static_cast<int64_t>(w->scratch.bytes());
+    g.scratch_bytes = w->scratch.bytes() > 0 ? kLtScratchBytes : 0;
+    if (w->recording && g.scratch_bytes > 0 && w->counters < kLtCounters) {
+      g.counter = w->scratch.data() + kLtScratchBytes + w->counters++ * kLtCounterBytes;
+    }
+    w->reversed = false;  // it knows no other order: what comes next begins with the last rows
   }
   const size_t index = w->sequence.size();
   w->sequence.push_back(Reach{g.w, static_cast<int64_t>(g.n) * g.k * ElementBytes(g.in)});
@@ -98,7 +103,8 @@ void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const ch
   }
   const bool gathers = rows == &w->first && w->first_in_place;
   w->first_in_place = w->first_in_place && !gathers;
-  n.summed = gathers || (machine_.hopper && element_ != Element::kFloat && rows->count >= kSumRows);
+  n.summed = gathers || (machine_.hopper && element_ != Element::kFloat && rows->count >= kSumRows &&
+                         plans_.Find(g).family != Family::kLt);
   if (n.summed) g.residual = gathers ? w->all.states : rows->states;
   if (gathers) g.residual_rows = w->row_ranges;
   g.reversed = Turn(w, rows);

@@ -127,7 +127,8 @@ struct Prepared {
   void* operation = nullptr;
   void *w = nullptr, *x = nullptr, *out = nullptr;
   std::vector<Heuristic> algorithms;
-  std::map<std::pair<int, int>, bool> checked;  // (choice, height): whether the library says that it runs
+  // (choice, height): the scratch that it takes, by the library's own word; negative: it does not run.
+  std::map<std::pair<int, int>, int64_t> checked;
 };
 
 // The height that the heuristic is asked for. Recorded batches below 2,048 tokens come in multiples of 32, and there a
@@ -239,16 +240,19 @@ cudaError_t RunLt(const Machine& machine, int choice, const Gemm& g, cudaStream_
   // The list was made for the class's height; whether the algorithm takes this one is for the library to say.
   const Algorithm* algorithm = &p->algorithms[choice].algorithm;
   if (p->checked.size() >= kMostChecked) p->checked.clear();
-  const auto known = p->checked.emplace(std::make_pair(choice, g.m), false);
+  const auto known = p->checked.emplace(std::make_pair(choice, g.m), -1);
   if (known.second) {
     Heuristic need = {};
-    known.first->second =
-        lt.check(p->handle, p->operation, p->w, p->x, p->out, p->out, algorithm, &need) == 0 &&
-        need.workspace <= static_cast<size_t>(kLtScratchBytes);
+    if (lt.check(p->handle, p->operation, p->w, p->x, p->out, p->out, algorithm, &need) == 0 &&
+        need.workspace <= static_cast<size_t>(kLtScratchBytes)) {
+      known.first->second = static_cast<int64_t>(need.workspace);
+    }
   }
-  if (!known.first->second) return cudaErrorNotSupported;
+  if (known.first->second < 0) return cudaErrorNotSupported;
+  const bool counts = g.counter != nullptr && known.first->second <= kLtCounterBytes;
   const int status = lt.matmul(p->handle, p->operation, &one, g.w, p->w, g.x, p->x, &zero, g.out, p->out, g.out, p->out,
-                               algorithm, g.scratch, kLtScratchBytes, stream);
+                               algorithm, counts ? g.counter : g.scratch, counts ? kLtCounterBytes : kLtScratchBytes,
+                               stream);
   if (status == kNotSupported) return cudaErrorNotSupported;
   return status == 0 ? cudaSuccess : cudaErrorUnknown;
 }

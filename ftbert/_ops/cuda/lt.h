@@ -10,6 +10,9 @@ namespace ftbert {
 namespace cuda {
 
 constexpr int64_t kLtScratchBytes = 32 << 20;  // what a product may use beside its operands
+constexpr int64_t kLtCounterBytes = 256;       // what one uses that only counts its tiles, and its alignment
+constexpr int kLtCounters = 256;               // of a recording; products beyond them do without
+constexpr int64_t kLtAllBytes = kLtScratchBytes + kLtCounters * kLtCounterBytes;
 
 // Opens the library at the first call: FTBERT_CUBLAS_DIR, the loader's path, /usr/local/cuda.
 bool LtAvailable();

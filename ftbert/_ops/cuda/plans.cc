@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "cuda/device.h"
+#include "cuda/graph_fills.h"
 #include "cuda/lt.h"
 
 namespace ftbert {
@@ -42,7 +43,8 @@ void MakeFolders(const std::string& path) {
   mkdir(path.c_str(), 0777);
 }
 
-// Median time of a product over the weights, or a negative number where the plan does not run.
+// Median time of a product over the weights, or a negative number where the plan does not run. With a counter, which
+// kLtCounters then begin at, as in a recorded batch.
 float TimePlan(const Machine& machine, const Plan& plan, Gemm gemm, const std::vector<const void*>& weights,
                cudaStream_t stream) {
   cudaGraph_t graph = nullptr;
@@ -53,11 +55,15 @@ float TimePlan(const Machine& machine, const Plan& plan, Gemm gemm, const std::v
   }
   if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) != cudaSuccess) return -1.f;
   bool good = true;
-  for (const void* w : weights) {
-    gemm.w = w;
+  void* const counters = gemm.counter;
+  const size_t count = counters == nullptr ? 0 : std::min<size_t>(weights.size(), kLtCounters);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    gemm.w = weights[i];
+    gemm.counter = i < count ? static_cast<uint8_t*>(counters) + i * kLtCounterBytes : nullptr;
     good = good && RunGemm(machine, plan, gemm, stream) == cudaSuccess;
   }
   good = cudaStreamEndCapture(stream, &graph) == cudaSuccess && good;
+  if (count > 0) good = good && HoistFills(graph, counters, count * kLtCounterBytes) == cudaSuccess;
   good = good && cudaGraphInstantiateWithFlags(&run, graph, 0) == cudaSuccess;
   float median = -1.f;
   if (good) {

@@ -24,7 +24,7 @@ Status CudaBackend::Tune(const std::vector<int32_t>& token_counts) {
     DeviceArray x, out, scratch, ones;
     cudaError_t error = x.Allocate(sizeof(float) * m * std::max(pitch_, wide_));
     if (error == cudaSuccess) error = out.Allocate(sizeof(float) * m * std::max(3 * pitch_, wide_));
-    if (error == cudaSuccess) error = scratch.Allocate(kLtScratchBytes);
+    if (error == cudaSuccess) error = scratch.Allocate(kLtAllBytes);
     if (error == cudaSuccess) error = ones.Allocate(sizeof(float) * m);
     // Zeros would run faster than data: noise of the size that activations have.
     if (error == cudaSuccess)
@@ -51,6 +51,7 @@ Status CudaBackend::Tune(const std::vector<int32_t>& token_counts) {
       g.act = up ? ActOf(config_.activation) : 0;
       g.scratch = scratch.data();
       g.scratch_bytes = kLtScratchBytes;
+      if (m <= kGraphTokens) g.counter = scratch.data() + kLtScratchBytes;
       if (linear.element == Element::kFloat8) {
         g.x_scale = RowScale{ones.as<float>(), 0.f, 1.f};
         if (up) g.out_type = Element::kFloat8, g.out_scale = g.x_scale;
