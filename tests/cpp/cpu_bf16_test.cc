@@ -1,5 +1,7 @@
 // bf16 products of every instruction set this machine has, against plain loops.
+#include "attention_checks.h"
 #include "bf16_checks.h"
+#include "cpu/linear.h"
 
 using namespace ftbert_test;  // NOLINT
 using ftbert::cpu::Isa;
@@ -18,5 +20,11 @@ int main() {
     CheckBf16(form);
     std::printf("%s checked\n", form.name);
   }
+#if defined(__x86_64__)
+  if (machine >= Isa::kAmx) {
+    CheckBf16Attention(*ftbert::cpu::KernelsFor(Isa::kAmx, ftbert::Precision::kBFloat16, 64));
+    std::printf("amx attention checked\n");
+  }
+#endif
   return Finish();
 }

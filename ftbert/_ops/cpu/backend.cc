@@ -35,7 +35,8 @@ Epilogue EpilogueFor(Activation activation) {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const Config& config, Isa level, const LinearKernel* linear, bool pairs, int threads)
-      : config_(config), level_(level), linear_(linear), head_(Fp32Kernel(level)), kernels_(KernelsFor(level)),
+      : config_(config), level_(level), linear_(linear), head_(Fp32Kernel(level)),
+        kernels_(KernelsFor(level, linear->precision(), config.hidden_size / config.num_heads)),
         threads_(threads), plan_{config, linear, kernels_, threads, pairs} {}
 
   Status PackLinear(const std::vector<SourceMatrix>& parts, std::unique_ptr<PackedLinear>* packed) override {

@@ -156,6 +156,8 @@ class LoadThreads {
 
 // The function table of the highest of portable, avx2, avx512 that `level` includes.
 const Kernels* KernelsFor(Isa level);
+// The same for an encoder of this precision: but for fp32, attention is in bf16 where the processor has tiles for it.
+const Kernels* KernelsFor(Isa level, Precision precision, int32_t head_size);
 
 // The kernels. Each returns null where the instruction set was not compiled in; `level` is the one chosen at load, so a
 // factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc,

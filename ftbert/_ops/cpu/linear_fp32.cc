@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "cpu/attention_amx.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
 #include "cpu/thread_pool.h"
@@ -131,6 +132,23 @@ const Kernels* KernelsFor(Isa level) {
 #endif
   (void)level;
   return KernelsPortable();
+}
+
+const Kernels* KernelsFor(Isa level, Precision precision, int32_t head_size) {
+#ifdef FTBERT_WITH_AMX
+  if (level >= Isa::kAmx && precision != Precision::kFloat32 && AmxAttends(head_size)) {
+    static const Kernels tiles = [] {
+      Kernels table = *KernelsAvx512();
+      table.query_tile = kAmxAttention.query_tile;
+      table.attention_scratch_floats = kAmxAttention.attention_scratch_floats;
+      table.attention = kAmxAttention.attention;
+      return table;
+    }();
+    return &tiles;
+  }
+#endif
+  (void)precision, (void)head_size;
+  return KernelsFor(level);
 }
 
 const LinearKernel* Fp32Kernel(Isa level) {

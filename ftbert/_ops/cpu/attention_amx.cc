@@ -1,0 +1,258 @@
+// softmax(scale q K^T) V for one head of one row of text with AMX, for the lower precisions: queries, keys, values and
+// weights of the sum in bf16, scores, softmax and sums in fp32.
+//
+// Keys become tiles [16 keys][32 of D] turned round, values tiles [32 keys][16 of D], once per head; queries go 32 at a
+// time, two tiles, keys in blocks of kKeyBlock, between which the softmax is rescaled as in attention.h. 2 x 2 tiles of
+// scores or sums take four products a step, so that none waits for the one before. Keys and queries that there are not
+// are zeros; such keys weigh nothing. A query's result depends on its row of text alone: blocks begin at the row's
+// first key, and a tile's rows do not meet.
+//
+// A NaN in q, k or v reaches the output. Head sizes are multiples of 32, up to 128.
+#include "cpu/vec_avx512.h"
+
+#include "cpu/vec.h"
+
+#include "cpu/amx_tiles.h"
+#include "cpu/attention_amx.h"
+#include "cpu/attention_fetch.h"
+#include "cpu/tile_bf16.h"
+
+namespace ftbert {
+namespace cpu {
+namespace {
+
+constexpr int kQueries = 2 * kTileRows;
+constexpr int kStepKeys = 32;    // of a tile's line in bf16
+constexpr int kKeyBlock = 128;   // whose scores, weights, keys and values the first-level cache holds
+constexpr int kMostHeadSize = 128;
+constexpr size_t kTile = size_t{kTileRows} * kLineBytes;
+constexpr size_t kScoreStride = kKeyBlock * sizeof(float);
+constexpr size_t kSumStride = kMostHeadSize * sizeof(float);
+
+inline int Steps(int keys) { return (keys + kStepKeys - 1) / kStepKeys; }
+
+// Where a task's scratch has what, in bytes.
+struct Places {
+  Places(int keys, int head_size)
+      : values(static_cast<size_t>(Steps(keys)) * kStepKeys * head_size * 2),
+        queries(2 * values),
+        weights(queries + kQueries * head_size * 2),
+        scores(weights + kQueries * kKeyBlock * 2),
+        sums(scores + kQueries * kScoreStride),
+        end(sums + kQueries * kSumStride) {}
+  size_t values, queries, weights, scores, sums, end;  // keys come first
+};
+
+// `rows` rows of head_size floats as the lines of a tile for every 32 of them; rows up to 16 are zeros.
+inline void RoundRows(const float* in, ptrdiff_t stride, int rows, int lines, uint8_t* tiles) {
+  for (int r = 0; r < kTileRows; ++r, in += stride) {
+    for (int line = 0; line < lines; ++line) {
+      const bool there = r < rows;
+      const float* at = in + 2 * kLanes * line;
+      StoreBf16Line(tiles + line * kTile + r * kLineBytes, there ? Load(at) : Zero(), there ? Load(at + kLanes) : Zero());
+    }
+  }
+}
+
+// keys[16 keys][line of 32]: a tile holds the pair d, d + 1 of all its keys in line d / 2.
+void PackKeys(const AttentionTask& task, uint8_t* keys) {
+  alignas(64) uint8_t rows[kMostHeadSize / 32 * kTile];
+  const int lines = task.head_size / 32, count = Steps(task.keys) * kStepKeys;
+  for (int first = 0; first < count; first += kTileRows) {
+    RoundRows(task.key + first * task.key_stride, task.key_stride, task.keys - first, lines, rows);
+    for (int line = 0; line < lines; ++line, keys += kTile) {
+      Transpose(reinterpret_cast<const float*>(rows + line * kTile), kLanes, reinterpret_cast<float*>(keys), kLanes);
+    }
+  }
+}
+
+// values[32 keys][16 of D]: line i of a tile holds keys 2 i and 2 i + 1, side by side.
+void PackValues(const AttentionTask& task, uint8_t* values) {
+  alignas(64) uint16_t order[2 * kLanes];
+  for (int i = 0; i < kLanes; ++i) order[2 * i] = i, order[2 * i + 1] = kLanes + i;
+  const __m512i pairs = _mm512_load_si512(order);
+  const int tiles = task.head_size / kLanes, count = Steps(task.keys) * kStepKeys;
+  for (int key = 0; key < count; key += 2) {
+    const float* const first = task.value + key * task.key_stride;
+    uint8_t* const to = values + key / kStepKeys * tiles * kTile + key % kStepKeys / 2 * kLineBytes;
+    for (int tile = 0; tile < tiles; ++tile) {
+      const Vec even = key < task.keys ? Load(first + tile * kLanes) : Zero();
+      const Vec odd = key + 1 < task.keys ? Load(first + task.key_stride + tile * kLanes) : Zero();
+      alignas(64) uint8_t line[kLineBytes];
+      StoreBf16Line(line, even, odd);
+      _mm512_store_si512(to + tile * kTile, _mm512_permutexvar_epi16(pairs, _mm512_load_si512(line)));
+    }
+  }
+}
+
+// C += A B over `steps`: two tiles of A `a_next` apart (one, if kTiles is 1) by two of B; a step later they lie a_step
+// and b_step behind. C is in tiles 0 .. 3.
+template <int kTiles>
+inline void Multiply(const uint8_t* a, size_t a_next, size_t a_step, const uint8_t* b, size_t b_next, size_t b_step,
+                     int steps) {
+  for (int step = 0; step < steps; ++step, a += a_step, b += b_step) {
+    AMX_LOAD(4, a, kLineBytes);
+    AMX_LOAD(6, b, kLineBytes);
+    AMX_DOT_BF16(0, 4, 6);
+    AMX_LOAD(7, b + b_next, kLineBytes);
+    AMX_DOT_BF16(1, 4, 7);
+    if (kTiles == 2) {
+      AMX_LOAD(5, a + a_next, kLineBytes);
+      AMX_DOT_BF16(2, 5, 6);
+      AMX_DOT_BF16(3, 5, 7);
+    }
+  }
+}
+
+template <int kTiles>
+inline void ClearSums() {
+  AMX_ZERO(0);
+  AMX_ZERO(1);
+  if (kTiles == 2) {
+    AMX_ZERO(2);
+    AMX_ZERO(3);
+  }
+}
+
+// Tiles 0 .. 3 from or to two columns of tiles at `at`.
+template <int kTiles>
+inline void LoadSums(const uint8_t* at, size_t stride) {
+  AMX_LOAD(0, at, stride);
+  AMX_LOAD(1, at + kLineBytes, stride);
+  if (kTiles == 2) {
+    AMX_LOAD(2, at + kTileRows * stride, stride);
+    AMX_LOAD(3, at + kTileRows * stride + kLineBytes, stride);
+  }
+}
+template <int kTiles>
+inline void StoreSums(uint8_t* at, size_t stride) {
+  AMX_STORE(0, at, stride);
+  AMX_STORE(1, at + kLineBytes, stride);
+  if (kTiles == 2) {
+    AMX_STORE(2, at + kTileRows * stride, stride);
+    AMX_STORE(3, at + kTileRows * stride + kLineBytes, stride);
+  }
+}
+
+// 2^x for x <= 0. Least-maximum polynomial of degree 3 on [-1/2, 1/2]: 7.5e-5, where bf16 keeps 2e-3; its value at 0
+// cancels, as it is in the sum of all weights, too. Below -126 it goes to 0.
+inline __attribute__((always_inline)) Vec Weight(Vec x) {
+  const Vec n = Round(x);
+  const Vec f = Sub(x, n);
+  Vec p = Fma(Set1(0.0551716685295105f), f, Set1(0.2426111251115799f));
+  p = Fma(p, f, Set1(0.6932609677314758f));
+  p = Fma(p, f, Set1(0.9999280571937561f));
+  return ScaleByPowerOf2(p, n);
+}
+
+// Of one query: weights = 2^(factor (scores - maximum)) in bf16, a line every 32 keys, zeros behind the last key;
+// returns their sum, in fp32. `maximum` is raised to the block's own first, or set to it where this is the first block.
+inline float WeighBlock(const float* scores, int keys, float factor, bool first, float* maximum, uint8_t* weights) {
+  Vec largest = Set1(first ? scores[0] : *maximum);
+  for (int i = 0; i < keys; i += kLanes) {
+    const Vec score = Load(scores + i);
+    largest = Max(largest, keys - i < kLanes ? SelectFirst(keys - i, score, largest) : score);
+  }
+  *maximum = Largest(largest);
+  const Vec scale = Set1(factor);
+  const Vec top = Set1(*maximum);  // subtracted before scaling: the largest score gives the same, however large it is
+  Vec sum = Zero();
+  const auto weigh = [&](int at) {
+    const int there = keys - at;
+    if (there <= 0) return Zero();
+    const Vec all = Weight(Mul(Sub(Load(scores + at), top), scale));
+    const Vec weight = there < kLanes ? SelectFirst(there, all, Zero()) : all;
+    sum = Add(sum, weight);
+    return weight;
+  };
+  for (int i = 0; i < keys; i += kStepKeys, weights += 2 * kTile) {
+    const Vec even = weigh(i), odd = weigh(i + kLanes);
+    StoreBf16Line(weights, even, odd);
+  }
+  return Sum(sum);
+}
+
+// `rows` queries from `query` on, of one tile or two.
+template <int kTiles>
+void AttendTiles(const AttentionTask& task, const Places& places, int query, int rows) {
+  auto* const scratch = reinterpret_cast<uint8_t*>(task.scratch);
+  auto* const scores = reinterpret_cast<float*>(scratch + places.scores);
+  uint8_t *const queries = scratch + places.queries, *const weights = scratch + places.weights;
+  uint8_t* const sums = scratch + places.sums;
+  const int depth = task.head_size, lines = depth / 32;
+  const float factor = task.scale * 1.44269504f;  // log2(e)
+  const float* const in = task.query + query * task.query_stride;
+  for (int tile = 0; tile < kTiles; ++tile) {
+    RoundRows(in + tile * kTileRows * task.query_stride, task.query_stride, rows - tile * kTileRows, lines,
+              queries + tile * lines * kTile);
+  }
+  float maximum[kQueries], total[kQueries];
+  for (int block = 0; block < task.keys; block += kKeyBlock) {
+    const int keys = task.keys - block < kKeyBlock ? task.keys - block : kKeyBlock, steps = Steps(keys);
+    const uint8_t* const block_keys = scratch + static_cast<size_t>(block) * depth * 2;
+    for (int step = 0; step < steps; ++step) {
+      ClearSums<kTiles>();
+      Multiply<kTiles>(queries, lines * kTile, kTile, block_keys + step * 2 * lines * kTile, lines * kTile, kTile,
+                       lines);
+      StoreSums<kTiles>(reinterpret_cast<uint8_t*>(scores + step * kStepKeys), kScoreStride);
+    }
+    for (int m = 0; m < rows; ++m) {
+      const float before = maximum[m];
+      uint8_t* const row = weights + m / kTileRows * kTile + m % kTileRows * kLineBytes;
+      const float sum = WeighBlock(scores + m * kKeyBlock, keys, factor, block == 0, &maximum[m], row);
+      if (block == 0) {
+        if (task.fetch_next) FetchNextHead(task, query + m);
+        total[m] = sum;
+        continue;
+      }
+      const Vec correction = Weight(Set1((before - maximum[m]) * factor));
+      total[m] = total[m] * FirstLane(correction) + sum;
+      auto* const so_far = reinterpret_cast<float*>(sums + m * kSumStride);
+      for (int d = 0; d < depth; d += kLanes) Store(so_far + d, Mul(Load(so_far + d), correction));
+    }
+    const uint8_t* const block_values = scratch + places.values + static_cast<size_t>(block) * depth * 2;
+    for (int d = 0; d < depth / kLanes; d += 2) {
+      uint8_t* const at = sums + d * kLineBytes;
+      if (block == 0) {
+        ClearSums<kTiles>();
+      } else {
+        LoadSums<kTiles>(at, kSumStride);
+      }
+      Multiply<kTiles>(weights, kTile, 2 * kTile, block_values + d * kTile, kTile, depth / kLanes * kTile, steps);
+      StoreSums<kTiles>(at, kSumStride);
+    }
+  }
+  for (int m = 0; m < rows; ++m) {
+    const Vec inverse = Set1(1.f / total[m]);
+    const auto* const row = reinterpret_cast<const float*>(sums + m * kSumStride);
+    float* const out = task.out + (query + m) * task.out_stride;
+    for (int d = 0; d < depth; d += kLanes) Store(out + d, Mul(Load(row + d), inverse));
+  }
+}
+
+size_t ScratchFloats(int32_t keys, int32_t head_size) { return Places(keys, head_size).end / sizeof(float); }
+
+void Attend(const AttentionTask& task) {
+  const Places places(task.keys, task.head_size);
+  auto* const scratch = reinterpret_cast<uint8_t*>(task.scratch);
+  PackKeys(task, scratch);
+  PackValues(task, scratch + places.values);
+  const TileShapes shapes;
+  AMX_CONFIGURE(&shapes);
+  for (int query = 0; query < task.queries; query += kQueries) {
+    const int rows = task.queries - query < kQueries ? task.queries - query : kQueries;
+    if (rows > kTileRows) {
+      AttendTiles<2>(task, places, query, rows);
+    } else {
+      AttendTiles<1>(task, places, query, rows);
+    }
+  }
+  AMX_RELEASE();
+}
+
+}  // namespace
+
+const AttentionForm kAmxAttention = {kQueries, ScratchFloats, Attend};
+
+}  // namespace cpu
+}  // namespace ftbert
