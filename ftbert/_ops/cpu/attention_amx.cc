@@ -47,9 +47,9 @@ struct Places {
 inline void RoundRows(const float* in, ptrdiff_t stride, int rows, int lines, uint8_t* tiles) {
   for (int r = 0; r < kTileRows; ++r, in += stride) {
     for (int line = 0; line < lines; ++line) {
-      const bool there = r < rows;
       const float* at = in + 2 * kLanes * line;
-      StoreBf16Line(tiles + line * kTile + r * kLineBytes, there ? Load(at) : Zero(), there ? Load(at + kLanes) : Zero());
+      const Vec first = r < rows ? Load(at) : Zero(), second = r < rows ? Load(at + kLanes) : Zero();
+      StoreBf16Line(tiles + line * kTile + r * kLineBytes, first, second);
     }
   }
 }

@@ -1,4 +1,4 @@
-// The part of the CUDA runtime that edits graphs, declared for graph_fills_test.cc, which defines it: no toolkit needed.
+// The part of the CUDA runtime that edits graphs, declared for graph_fills_test.cc, which defines it.
 #ifndef FTBERT_TESTS_CPP_FAKE_GRAPHS_CUDA_RUNTIME_H_
 #define FTBERT_TESTS_CPP_FAKE_GRAPHS_CUDA_RUNTIME_H_
 
