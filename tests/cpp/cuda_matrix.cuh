@@ -108,6 +108,11 @@ inline Machine FirstCard() {
   CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
   machine.name = properties.name;
   machine.sms = properties.multiProcessorCount;
+#ifndef FTBERT_EMULATE
+  machine.sm_shared = static_cast<int>(properties.sharedMemPerMultiprocessor);
+  machine.shared_reserved = static_cast<int>(properties.reservedSharedMemPerBlock);
+  machine.cta_shared = static_cast<int>(properties.sharedMemPerBlockOptin);
+#endif
   machine.capability = properties.major * 10 + properties.minor;
   CHECK_CUDA(FindCode(&machine.hopper, &machine.dependent_launch));
   if (machine.hopper) CHECK_CUDA(FindNormClusters(machine.norm_clusters));

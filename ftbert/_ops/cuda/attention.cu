@@ -269,12 +269,12 @@ cudaError_t LaunchTiles(const Machine& machine, const Attention& a, cudaStream_t
   static_assert(kKeyWarps == 1 || kKeyWarps * kQueries * (D + 4) * 4 <= 4 * kKeys * D * 2, "partial sums do not fit");
   const auto kernel = AttendTiles<T, D, kQueryWarps, kKeyWarps>;
   static std::atomic<uint64_t> allowed{0};
-  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
+  const cudaError_t refused = AllowSpreading(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
   if (refused != cudaSuccess) return refused;
   LaunchShape shape;
   shape.grid = dim3(CeilDiv(a.count, kQueries), a.heads);
   shape.block = dim3(kQueryWarps * kKeyWarps * 32);
-  shape.shared = kShared;
+  shape.shared = SpreadShared(machine, shape.grid, kShared);
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));

@@ -140,7 +140,7 @@ template <typename T>
 cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
   const auto kernel = AttendWgmma<T>;
   static std::atomic<uint64_t> allowed{0};
-  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
+  const cudaError_t refused = AllowSpreading(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
   if (refused != cudaSuccess) return refused;
   CUtensorMap map;
   const cudaError_t error = MakeTensorMap(&map, element, a.qkv, a.count, 2 * a.part + a.heads * kHead, a.ld, kBlock);
@@ -148,7 +148,7 @@ cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention
   LaunchShape shape;
   shape.grid = dim3(a.heads, CeilDiv(a.count, kBlock));
   shape.block = dim3(kThreads);
-  shape.shared = kShared;
+  shape.shared = SpreadShared(machine, shape.grid, kShared);
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));

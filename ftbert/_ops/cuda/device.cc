@@ -142,6 +142,9 @@ Status OpenDevice(const std::string& device, Precision precision, Machine* machi
   if (error != cudaSuccess) return Status(Code::kUnavailable, FromCuda(error, "looking at the card").message());
   machine->device = index;
   machine->sms = properties.multiProcessorCount;
+  machine->sm_shared = static_cast<int>(properties.sharedMemPerMultiprocessor);
+  machine->shared_reserved = static_cast<int>(properties.reservedSharedMemPerBlock);
+  machine->cta_shared = static_cast<int>(properties.sharedMemPerBlockOptin);
   machine->capability = properties.major * 10 + properties.minor;
   machine->name = properties.name;
   machine->memory = properties.totalGlobalMem;

@@ -78,6 +78,8 @@ struct Machine {
   int device = 0;
   int sms = 0;
   int norm_clusters[5] = {};  // RunGemmNorm's clusters at once, by their CTAs
+  // Shared memory of a multiprocessor, what it sets aside for each CTA, and what a CTA may have, bytes; 0: not known.
+  int sm_shared = 0, shared_reserved = 0, cta_shared = 0;
   int capability = 0;        // 90 for 9.0
   bool hopper = false;       // wgmma kernels are in this build and run here
   bool dependent_launch = false;  // kernels start before the ones before them have ended; their code waits
@@ -183,6 +185,27 @@ inline cudaError_t AllowShared(const Machine& machine, const void* kernel, int b
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error == cudaSuccess) done->fetch_or(bit, std::memory_order_release);
   return error;
+}
+
+// Lets `kernel`, whose own arrays take `fixed` bytes of shared memory, use `bytes` more or as much more as there is: how
+// much that is to spread its CTAs (SpreadShared), follows from how many there are.
+inline cudaError_t AllowSpreading(const Machine& machine, const void* kernel, int bytes, std::atomic<uint64_t>* done,
+                                  int fixed = 0) {
+  const int most = machine.cta_shared - fixed;
+  return AllowShared(machine, kernel, most > bytes ? most : bytes, done);
+}
+
+// The dynamic shared memory to ask for, `bytes` at least, for no multiprocessor to take more than its share of a
+// kernel's CTAs. One that starts early finds only some multiprocessors free, which take as many CTAs as find room,
+// while those that are free soon after get none; from kMostSpread on for each, there are enough for all.
+constexpr int kMostSpread = 4;
+inline size_t SpreadShared(const Machine& machine, dim3 grid, int bytes, int fixed = 0) {
+  const int64_t ctas = static_cast<int64_t>(grid.x) * grid.y * grid.z;
+  const int64_t each = machine.sms > 0 ? (ctas + machine.sms - 1) / machine.sms : 0;
+  if (!machine.dependent_launch || machine.sm_shared == 0 || each < 1 || each > kMostSpread) return bytes;
+  const int share = machine.sm_shared / static_cast<int>(each) - machine.shared_reserved;
+  const int most = (share < machine.cta_shared ? share : machine.cta_shared) - fixed;
+  return most > bytes ? most / 128 * 128 : bytes;
 }
 
 // How many clusters of `ctas` CTAs of `threads` threads with `shared` bytes each the current card runs at once.

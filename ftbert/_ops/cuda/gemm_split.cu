@@ -21,7 +21,7 @@ constexpr int kThreads = kGroups * 128;
 constexpr int kMostSlices = 16;
 constexpr int kPitch = kOutputs + 4;  // floats between tokens of a partial sum: no two lanes share a bank
 constexpr int kRowStep = kThreads / 16;  // a thread finishes four outputs of rows so far apart
-constexpr int kMostShared = 225 * 1024;
+constexpr int kMostShared = 225 * 1024, kFixedShared = 128;  // the latter: barriers
 
 struct SplitArgs {
   const void* residual;
@@ -277,7 +277,8 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   const int inbox = split > 1 ? split * CeilDiv(kTokens, split) * kPitch * 4 : 0;
   const auto kernel = GemmSplitK<In, Out, kTokens>;
   static std::atomic<uint64_t> allowed{0};
-  const cudaError_t refused = AllowShared(machine, reinterpret_cast<const void*>(kernel), kMostShared, &allowed);
+  const void* const entry = reinterpret_cast<const void*>(kernel);
+  const cudaError_t refused = AllowSpreading(machine, entry, kMostShared, &allowed, kFixedShared);
   if (refused != cudaSuccess) return refused;
   CUtensorMap x_map, w_map;
   cudaError_t error = MakeTensorMap(&w_map, in, g.w, g.n, g.k, g.k, kOutputs);
@@ -292,6 +293,7 @@ cudaError_t LaunchSplit(const Machine& machine, Element in, int split, const Gem
   shape.dependent = machine.dependent_launch;
   const bool fits = slices >= 1 && slices <= kMostSlices && split <= kMostParts && shape.shared <= kMostShared;
   if (!fits) return cudaErrorInvalidValue;
+  if (split == 1) shape.shared = SpreadShared(machine, shape.grid, static_cast<int>(shape.shared), kFixedShared);
   const SplitArgs args{g.residual, g.residual_rows, g.prefetch, g.prefetch_bytes, static_cast<uint32_t>(own)};
   return Launch(shape, kernel, x_map, w_map, MakeEpilogueArgs(g), args);
 }

@@ -18,6 +18,7 @@ namespace {
 constexpr int kMostWarps = 8;      // of a row
 constexpr int kCtaWarps = 12;      // of a CTA that takes several rows, about
 constexpr int kWarpColumns = 256;  // of a warp
+constexpr int kFixedShared = 1024;  // bytes of shared memory that a CTA's own arrays take at most
 
 // What the host can work out: rows of a CTA, and reciprocals that sums are multiplied by.
 struct Shares {
@@ -156,6 +157,7 @@ __device__ __forceinline__ void FinishRow(float (&x)[8], const Norm& n, const Pa
                                           const Quantized& quantized) {
   constexpr int kRows = Place<kRowWarps>::kMostRows;
   __shared__ __align__(16) float parts[2 * kRows * kRowWarps * 2];
+  static_assert(sizeof(parts) <= kFixedShared, "more shared memory than is told");
   const uint32_t sums = SharedAddress(parts) + at.slot * (kRowWarps * 8), ends = sums + kRows * kRowWarps * 8;
   const float2 line = Standardize<kRowWarps>(x, at, shares, n.epsilon, sums);
 #pragma unroll
@@ -308,8 +310,16 @@ cudaError_t RunFewAddNorm(const Machine& machine, Element element, const Norm& n
     return WithWarps(n.width, [&](auto tag) {
       constexpr int kRowWarps = decltype(tag)::value;
       const Shares shares = SharesOf<kRowWarps>(machine, rows, n.width);
-      return Launch(Shape(machine, rows, shares.rows, kRowWarps, stream), AddNormShared<T, kRowWarps>, n, shares, rows,
-                    static_cast<T*>(states), static_cast<const T*>(delta), quantized);
+      LaunchShape shape = Shape(machine, rows, shares.rows, kRowWarps, stream);
+      const auto kernel = AddNormShared<T, kRowWarps>;
+      static std::atomic<uint64_t> allowed{0};
+      const void* const entry = reinterpret_cast<const void*>(kernel);
+      const cudaError_t refused = AllowSpreading(machine, entry, 0, &allowed, kFixedShared);
+      if (refused != cudaSuccess) return refused;
+      // Fewer CTAs had better start beside those of the product before, which leave no room for a spread one.
+      const bool spreads = static_cast<int>(shape.grid.x) > machine.sms;
+      if (spreads) shape.shared = SpreadShared(machine, shape.grid, 0, kFixedShared);
+      return Launch(shape, kernel, n, shares, rows, static_cast<T*>(states), static_cast<const T*>(delta), quantized);
     });
   });
 }
