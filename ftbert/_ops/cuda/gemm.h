@@ -187,8 +187,8 @@ inline cudaError_t AllowShared(const Machine& machine, const void* kernel, int b
   return error;
 }
 
-// Lets `kernel`, whose own arrays take `fixed` bytes of shared memory, use `bytes` more or as much more as there is: how
-// much that is to spread its CTAs (SpreadShared), follows from how many there are.
+// Lets `kernel`, whose own arrays take `fixed` bytes of shared memory, use `bytes` more, or all there is: how much it
+// takes to spread its CTAs (SpreadShared) follows from how many there are.
 inline cudaError_t AllowSpreading(const Machine& machine, const void* kernel, int bytes, std::atomic<uint64_t>* done,
                                   int fixed = 0) {
   const int most = machine.cta_shared - fixed;
