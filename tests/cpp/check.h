@@ -22,6 +22,14 @@
 
 namespace ftbert_test {
 
+// Built with AddressSanitizer, which makes everything ten times as long: repetitions that take the same paths are left
+// out then.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 struct Counts {
   long checks = 0;
   long failures = 0;

@@ -12,6 +12,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/lt.h"
+#include "cuda_check_launch.cuh"
 #include "cuda_check_norm.cuh"
 #include "cuda_check_report.cuh"
 #include "cuda_check_states.cuh"
@@ -308,6 +309,7 @@ int CheckTiny(const Machine& machine) {
 int main(int argc, char** argv) {
   const Machine machine = FirstCard();
   generator.seed(argc > 1 ? std::atoi(argv[1]) : std::random_device()());
+  CheckSpreading();
   if (argc > 2 && std::string(argv[2]) == "tiny") return CheckTiny(machine);
   const bool small = argc > 2;  // under a sanitizer
   int act = 0;
