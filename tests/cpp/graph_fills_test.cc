@@ -68,16 +68,20 @@ cudaError_t cudaGraphMemsetNodeGetParams(cudaGraphNode_t node, cudaMemsetParams*
   *params = node->fill;
   return node->type == cudaGraphNodeTypeMemset && node->graph->Works() ? cudaSuccess : cudaErrorInvalidValue;
 }
-cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t node, cudaGraphNode_t* nodes, cudaGraphEdgeData*,
-                                         size_t* count) {
+#ifdef FTBERT_FAKE_CUDART
+#define FTBERT_NO_EDGES
+#else
+#define FTBERT_NO_EDGES cudaGraphEdgeData*,
+#endif
+cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t node, cudaGraphNode_t* nodes, FTBERT_NO_EDGES size_t* count) {
   return node->graph->Works() ? Give(node->before, nodes, count) : cudaErrorInvalidValue;
 }
-cudaError_t cudaGraphNodeGetDependentNodes(cudaGraphNode_t node, cudaGraphNode_t* nodes, cudaGraphEdgeData*,
-                                           size_t* count) {
+cudaError_t cudaGraphNodeGetDependentNodes(cudaGraphNode_t node, cudaGraphNode_t* nodes,
+                                           FTBERT_NO_EDGES size_t* count) {
   return node->graph->Works() ? Give(node->after, nodes, count) : cudaErrorInvalidValue;
 }
 cudaError_t cudaGraphAddDependencies(cudaGraph_t graph, const cudaGraphNode_t* from, const cudaGraphNode_t* to,
-                                     const cudaGraphEdgeData*, size_t count) {
+                                     const FTBERT_NO_EDGES size_t count) {
   for (size_t i = 0; i < count; ++i) Edge(from[i], to[i]);
   return graph->Works() ? cudaSuccess : cudaErrorInvalidValue;
 }
