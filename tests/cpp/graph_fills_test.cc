@@ -167,9 +167,12 @@ void TestOthersStay() {
                                      Fill(place + kBytes - 8, 4, 0, 4)};
   for (const cudaMemsetParams& other : others) {
     CUgraph_st graph;
-    Edge(graph.Add(0, cudaGraphNodeTypeKernel), graph.Add(1, cudaGraphNodeTypeMemset, other));
+    const cudaGraphNode_t kernel = graph.Add(0, cudaGraphNodeTypeKernel);
+    const cudaGraphNode_t fill = graph.Add(1, cudaGraphNodeTypeMemset, other);
+    Edge(kernel, fill);
     CHECK_EQ(HoistFills(&graph, place, kBytes), cudaSuccess);
-    CHECK_EQ(graph.nodes.size(), size_t{2});
+    CHECK(graph.nodes.size() == 2 && graph.nodes[1].get() == fill && fill->name == 1);
+    CHECK(kernel->after.count(fill) == 1);
   }
   for (const cudaMemsetParams& inside : {Fill(place, kBytes), Fill(place + kBytes - 4, 4), Fill(place + 8, 2, 0, 4)}) {
     CUgraph_st graph;
