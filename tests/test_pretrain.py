@@ -230,7 +230,6 @@ def test_several_devices_and_micro_batches(tmp_path):
     assert run(tmp_path / "parts", accumulation=4, devices=2, **options).metrics["loss"] < 6
 
 
-@pytest.mark.slow  # on another Python and TensorFlow fine-tuning's killed run is enough: the loop is the same
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path):
     changes = {"epochs": 4, "save_steps": 5, "seed": 5}

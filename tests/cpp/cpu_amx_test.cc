@@ -4,15 +4,10 @@
 #include "bf16_checks.h"
 #include "int8_checks.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FTBERT_EMULATE_AMX
-// GCC's own intrinsics start vectors from themselves and are warned about.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512vnni,avx512bf16")
-#include "cpu/linear_amx.cc"
-#pragma GCC pop_options
+#define FTBERT_EMULATED "cpu/linear_amx.cc"
+#include "amx_emulated.h"
+
+#ifdef FTBERT_EMULATES
 
 int main() {
   using namespace ftbert_test;  // NOLINT

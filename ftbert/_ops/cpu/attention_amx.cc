@@ -43,7 +43,7 @@ struct Places {
   size_t values, queries, weights, scores, sums, end;  // keys come first
 };
 
-// `rows` rows of head_size floats as the lines of a tile for every 32 of them; rows up to 16 are zeros.
+// `rows` rows of head_size floats as the lines of a tile for every 32 of them; those that lack to 16 are zeros.
 inline void RoundRows(const float* in, ptrdiff_t stride, int rows, int lines, uint8_t* tiles) {
   for (int r = 0; r < kTileRows; ++r, in += stride) {
     for (int line = 0; line < lines; ++line) {
@@ -252,7 +252,11 @@ void Attend(const AttentionTask& task) {
 
 }  // namespace
 
-const AttentionForm kAmxAttention = {kQueries, ScratchFloats, Attend};
+void UseAmxAttention(Kernels* table) {
+  table->query_tile = kQueries;
+  table->attention_scratch_floats = ScratchFloats;
+  table->attention = Attend;
+}
 
 }  // namespace cpu
 }  // namespace ftbert

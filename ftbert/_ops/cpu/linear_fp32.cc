@@ -139,9 +139,7 @@ const Kernels* KernelsFor(Isa level, Precision precision, int32_t head_size) {
   if (level >= Isa::kAmx && precision != Precision::kFloat32 && AmxAttends(head_size)) {
     static const Kernels tiles = [] {
       Kernels table = *KernelsAvx512();
-      table.query_tile = kAmxAttention.query_tile;
-      table.attention_scratch_floats = kAmxAttention.attention_scratch_floats;
-      table.attention = kAmxAttention.attention;
+      UseAmxAttention(&table);
       return table;
     }();
     return &tiles;

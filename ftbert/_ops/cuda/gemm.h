@@ -197,7 +197,7 @@ inline cudaError_t AllowSpreading(const Machine& machine, const void* kernel, in
 
 // The dynamic shared memory to ask for, `bytes` at least, for no multiprocessor to take more than its share of a
 // kernel's CTAs. One that starts early finds only some multiprocessors free, which take as many CTAs as find room,
-// while those that are free soon after get none; from kMostSpread on for each, there are enough for all.
+// while those that are free soon after get none; where each has more than kMostSpread, there are enough for all.
 constexpr int kMostSpread = 4;
 inline size_t SpreadShared(const Machine& machine, dim3 grid, int bytes, int fixed = 0) {
   const int64_t ctas = static_cast<int64_t>(grid.x) * grid.y * grid.z;
