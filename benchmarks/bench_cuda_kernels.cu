@@ -207,7 +207,7 @@ int main(int argc, char** argv) {
   for (int m : counts) {
     for (Element in : {Element::kHalf, Element::kFloat8}) {
       TimeGemm(machine, in, Element::kHalf, m, 2304, 768, 0, "qkv");
-      if (in == Element::kHalf) TimeGemm(machine, in, Element::kHalf, m, 768, 768, 0, "out");
+      TimeGemm(machine, in, Element::kHalf, m, 768, 768, 0, "out");
       TimeGemm(machine, in, in, m, 3072, 768, 2, "up");
       TimeGemm(machine, in, Element::kHalf, m, 768, 3072, 0, "down");
     }

@@ -1,10 +1,12 @@
-"""How far a BERT's logits move in fp8: with GELU in fp16 pairs, and with sums that are rounded in another order.
+"""How far a BERT's logits move in fp8: with GELU in fp16 pairs, with the output projection in fp16, and with sums that
+are rounded in another order.
 
     python benchmarks/fp8_noise.py        # numpy, ml_dtypes; a minute on two cores
 
 BERT-base of random weights in numpy, as the CUDA engine's fp8 computes it: e4m3 weights with a scale for each output,
-activations with a scale for each token, the output projection in fp16. `order` noise is 3e-7 of every product's sums,
-which is what another kernel's order of adding changes. Writes results/fp8_noise.json.
+activations with a scale for each token, attention's results with one for each column, known from the values' weights
+and the norm before them. `order` noise is 3e-7 of every product's sums, which is what another kernel's order of adding
+changes. Writes results/fp8_noise.json.
 """
 
 import os
@@ -72,8 +74,8 @@ class Model:
         self.pooler = (normal(HIDDEN, HIDDEN), normal(HIDDEN))
         self.classifier = (normal(LABELS, HIDDEN), normal(LABELS))
 
-    def logits(self, ids, activation=None, noise=0.0, seed=0):
-        """fp32 without an activation; else fp8."""
+    def logits(self, ids, activation=None, noise=0.0, seed=0, half_context=False):
+        """fp32 without an activation; else fp8, the output projection in fp16 where half_context."""
         random = np.random.RandomState(seed)
 
         def product(x, weights, scale=None):
@@ -87,7 +89,17 @@ class Model:
             return np.abs(x).max(1, keepdims=True) / 448
 
         rounded = (lambda x: x) if activation is None else half
-        x = layer_norm(self.words[ids] + self.places[: len(ids)], *self.norm)
+        def project(context, layer, norm):
+            """The output projection; the last layer's is in fp16."""
+            if activation is None or half_context or layer is self.layers[-1]:
+                return product(context, layer["out"])
+            w, bias = (part[2 * HIDDEN :] for part in layer["qkv"][:2])
+            most = np.sqrt(HIDDEN * ((w * norm[0]) ** 2).sum(1)) + np.abs(w @ norm[1] + bias)
+            scaled = layer["out"][0] * most / 448
+            scale = np.abs(scaled).max(1, keepdims=True) / 448
+            return product(context * 448 / most, (None, layer["out"][1], float8(scaled, scale), scale[:, 0]), 1.0)
+
+        x, norm = layer_norm(self.words[ids] + self.places[: len(ids)], *self.norm), self.norm
         for layer in self.layers:
             qkv = rounded(product(x, layer["qkv"], row_scale(x)))
             q, k, v = (part.reshape(len(ids), HEADS, -1).transpose(1, 0, 2) for part in np.split(qkv, 3, 1))
@@ -95,24 +107,28 @@ class Model:
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             context = (weights / weights.sum(-1, keepdims=True)) @ v
             context = context.transpose(1, 0, 2).reshape(len(ids), HIDDEN)
-            x = layer_norm(product(context, layer["out"]) + rounded(x), *layer["norms"][0])
+            x = layer_norm(project(context, layer, norm) + rounded(x), *layer["norms"][0])
             up = product(x, layer["up"], row_scale(x))
             longest = np.sqrt((layer["up"][0] ** 2).sum(1)).max()
             bound = (np.sqrt((x**2).sum(1, keepdims=True)) * longest + np.abs(layer["up"][1]).max() + 0.02) / 448
             wide = gelu(up, None) if activation is None else activation(up, random)
-            x = layer_norm(product(wide, layer["down"], bound) + rounded(x), *layer["norms"][1])
+            norm = layer["norms"][1]
+            x = layer_norm(product(wide, layer["down"], bound) + rounded(x), *norm)
         return np.tanh(x[0] @ self.pooler[0].T + self.pooler[1]) @ self.classifier[0].T + self.classifier[1]
 
 
 def main():
     model, random = Model(np.random.RandomState(0)), np.random.RandomState(5)
-    found = {"fp8_from_fp32": [], "fp8_pairs_from_fp32": [], "fp8_in_another_order": [], "rows_apart": []}
+    names = "fp8_from_fp32", "fp8_pairs_from_fp32", "fp8_half_context_from_fp32", "fp8_in_another_order", "rows_apart"
+    found = {name: [] for name in names}
     before = None
     for _ in range(ROWS):
         ids = random.randint(0, VOCABULARY, 8 + random.randint(48))
         exact, plain = model.logits(ids), model.logits(ids, gelu, 0.0, 1)
         found["fp8_from_fp32"].append(np.abs(plain - exact).max())
         found["fp8_pairs_from_fp32"].append(np.abs(model.logits(ids, gelu_pairs, ORDER, 3) - exact).max())
+        halved = model.logits(ids, gelu, 0.0, 1, half_context=True)
+        found["fp8_half_context_from_fp32"].append(np.abs(halved - exact).max())
         found["fp8_in_another_order"].append(np.abs(model.logits(ids, gelu, ORDER, 2) - plain).max())
         if before is not None:
             found["rows_apart"].append(np.abs(exact - before).max())

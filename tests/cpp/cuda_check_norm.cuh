@@ -148,15 +148,20 @@ inline void CheckEmbed(const Machine& machine, Element element, const std::vecto
   cudaFree(device_tokens), cudaFree(device_rows), cudaFree(ranges), cudaFree(row_ranges);
 }
 
-// The product with the norm in it: x (m, k), n columns, in place of the residual. quantizes: an fp8 copy as well.
-inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int k, bool quantizes, bool reversed) {
+// The product with the norm in it: x (m, k), n columns, in place of the residual. fp8: states in fp16 and fp8.
+inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int k, bool reversed) {
+  const bool float8 = in == Element::kFloat8;
+  const Element out = float8 ? Element::kHalf : in;
   Matrix x(in, m, k), w(in, n, k), bias(Element::kFloat, 1, n), gamma(Element::kFloat, 1, n);
-  Matrix beta(Element::kFloat, 1, n);
-  Matrix states(in, m, n);
+  Matrix beta(Element::kFloat, 1, n), w_scale(Element::kFloat, 1, n);
+  Matrix states(out, m, n);
   Matrix values(Element::kFloat8, m, n), scale(Element::kFloat, m, 1), length(Element::kFloat, m, 1);
-  x.Random(1.f), w.Random(1.f / std::sqrt(static_cast<float>(k))), bias.Random(1.f), states.Random(1.f);
+  const float size = 1.f / std::sqrt(static_cast<float>(k));
+  x.Random(1.f), w.Random(float8 ? 1.f : size), bias.Random(1.f), states.Random(1.f);
   gamma.Random(1.f), beta.Random(1.f);
-  for (Matrix* matrix : {&w, &bias, &gamma, &beta}) Constant(*matrix);
+  for (float& v : w_scale.host) v = float8 ? (0.5f + (generator() % 100) / 100.f) * size : 1.f;
+  w_scale.Upload();
+  for (Matrix* matrix : {&w, &bias, &gamma, &beta, &w_scale}) Constant(*matrix);
   values.Poison(), scale.Poison(), length.Poison();
   std::vector<double> expected(static_cast<size_t>(m) * n), lengths(m);
   for (int r = 0; r < m; ++r) {
@@ -165,7 +170,7 @@ inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int 
     for (int c = 0; c < n; ++c) {
       double sum = 0;
       for (int i = 0; i < k; ++i) sum += static_cast<double>(x.host[r * k + i]) * w.host[c * k + i];
-      row[c] = sum + bias.host[c] + states.host[r * n + c];
+      row[c] = sum * w_scale.host[c] + bias.host[c] + states.host[r * n + c];
       mean += row[c] / n;
     }
     for (int c = 0; c < n; ++c) variance += (row[c] - mean) * (row[c] - mean) / n;
@@ -176,27 +181,28 @@ inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int 
     lengths[r] = std::sqrt(lengths[r]);
   }
   Gemm g;
-  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = in, g.x = x.device, g.ldx = k, g.w = w.device;
+  g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = out, g.x = x.device, g.ldx = k, g.w = w.device;
   g.bias = static_cast<float*>(bias.device), g.out = states.device, g.residual = states.device, g.ldo = n;
   g.reversed = reversed;
+  if (float8) g.w_scale = static_cast<float*>(w_scale.device);
   Norm norm;
   norm.gamma = static_cast<float*>(gamma.device), norm.beta = static_cast<float*>(beta.device);
   norm.epsilon = 1e-12f, norm.width = n, norm.pitch = n;
   Quantized q;
-  if (quantizes) {
+  if (float8) {
     q.values = static_cast<uint8_t*>(values.device), q.scale = static_cast<float*>(scale.device);
     q.norm = static_cast<float*>(length.device);
   }
   const std::string what = "product and norm, type " + std::to_string(static_cast<int>(in)) + " " + std::to_string(m) +
                            "x" + std::to_string(n) + "x" + std::to_string(k);
-  if (!GemmNormFits(machine, g, norm)) {
+  if (!GemmNormFits(machine, g, norm, q)) {
     ++failures, std::printf("FAIL %s: no kernel\n", what.c_str());
     return;
   }
   CHECK_CUDA(RunGemmNorm(machine, g, norm, q, nullptr));
   CHECK_CUDA(cudaDeviceSynchronize());
-  Report(what, expected, states.Download(), Tolerance(in));
-  if (!quantizes) return;
+  Report(what, expected, states.Download(), Tolerance(out));
+  if (!float8) return;
   std::vector<float> got = values.Download();
   const std::vector<float> scales = scale.Download();
   for (size_t i = 0; i < got.size(); ++i) got[i] *= scales[i / n];

@@ -14,6 +14,7 @@
 #include "cuda/lt.h"
 #include "cuda_check_launch.cuh"
 #include "cuda_check_norm.cuh"
+#include "cuda_check_pack.cuh"
 #include "cuda_check_report.cuh"
 #include "cuda_check_states.cuh"
 #include "cuda_matrix.cuh"
@@ -41,9 +42,9 @@ __global__ void PlainGemm(const float* x, const float* w, const float* bias, int
 void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int n, int k, int act, bool adds = false) {
   Matrix x(in, m, k), w(in, n, k), bias(Element::kFloat, 1, n), xf(Element::kFloat, m, k), wf(Element::kFloat, n, k);
   Matrix x_scale(Element::kFloat, m, 1), w_scale(Element::kFloat, n, 1);
-  const bool scaled = in == Element::kFloat8;
+  const bool scaled = in == Element::kFloat8, by_rows = scaled && (m % 2 == 1 || act != 0);  // or by outputs alone
   x.Random(1.f), w.Random(scaled ? 1.f : 1.f / std::sqrt(static_cast<float>(k))), bias.Random(0.5f);
-  for (float& v : x_scale.host) v = scaled ? 0.5f + (generator() % 100) / 100.f : 1.f;
+  for (float& v : x_scale.host) v = by_rows ? 0.5f + (generator() % 100) / 100.f : 1.f;
   for (float& v : w_scale.host)
     v = scaled ? (0.5f + (generator() % 100) / 100.f) / std::sqrt(static_cast<float>(k)) : 1.f;
   x_scale.Upload(), w_scale.Upload();
@@ -67,7 +68,8 @@ void CheckGemm(const Machine& machine, Element in, Element out_type, int m, int 
   Gemm g;
   g.m = m, g.n = n, g.k = k, g.in = in, g.out_type = out_type, g.act = act;
   g.x = x.device, g.ldx = k, g.w = w.device, g.bias = static_cast<float*>(bias.device), g.out = out.device, g.ldo = n;
-  if (scaled) g.x_scale.values = static_cast<float*>(x_scale.device), g.w_scale = static_cast<float*>(w_scale.device);
+  if (scaled) g.w_scale = static_cast<float*>(w_scale.device);
+  if (by_rows) g.x_scale.values = static_cast<float*>(x_scale.device);
   if (out_type == Element::kFloat8) g.out_scale.values = static_cast<float*>(out_scale.device), g.out_scale.gain = 0.5f;
   // cuBLASLt adds a bias in 16 bits.
   Matrix bias_half(in == Element::kBFloat ? Element::kBFloat : Element::kHalf, 1, n);
@@ -111,7 +113,7 @@ void CheckAttention(const Machine& machine, Element element, int heads, int head
   for (int l : lengths) tokens += l;
   const int count = tokens + padding;
   Matrix qkv(element, count, 3 * part), context(element, count, part), first(element, lengths.size(), part);
-  Matrix first_context(element, lengths.size(), part);
+  Matrix first_context(element, lengths.size(), part), context8(Element::kFloat8, count, part);
   qkv.Random(spread);
   first.Random(spread);
   std::vector<int2> ranges(count, make_int2(tokens, tokens)), rows;
@@ -172,6 +174,14 @@ void CheckAttention(const Machine& machine, Element element, int heads, int head
     CHECK_CUDA(cudaDeviceSynchronize());
     Report(what + " kernel " + std::to_string(static_cast<int>(kernel)), expected, narrow(context, tokens),
            Tolerance(element));
+    if (element != Element::kHalf || !Float8ContextFits(head_size)) continue;
+    Attention narrowed = a;
+    narrowed.context = context8.device, narrowed.float8_context = true;
+    context8.Poison();
+    CHECK_CUDA(RunAttention(machine, element, narrowed, nullptr));
+    CHECK_CUDA(cudaDeviceSynchronize());
+    Report(what + " in fp8, kernel " + std::to_string(static_cast<int>(kernel)), expected, narrow(context8, tokens),
+           Tolerance(Element::kFloat8));
   }
   a.first_queries = first.device, a.ranges = device_rows, a.count = static_cast<int>(rows.size());
   a.context = first_context.device;
@@ -284,8 +294,9 @@ int CheckTiny(const Machine& machine) {
     CheckGemm(machine, e, out, 65, 208, slices9, 0, true);
     CheckSplitResidual(machine, e, 35, 80, 144);
     CheckGemm(machine, e, out, 70, 208, slices17, 0);
-    if (e != Element::kFloat8) CheckGemmNorm(machine, e, 197, 512, 272, e == Element::kHalf, e == Element::kHalf);
+    CheckGemmNorm(machine, e, 197, 512, e == Element::kFloat8 ? 528 : 272, e == Element::kHalf);
   }
+  CheckBound(40, 48);
   for (Element e : {Element::kFloat, Element::kHalf, Element::kBFloat}) {
     for (int head_size : {32, 64, 128}) {
       CheckAttention(machine, e, 1, head_size, {5, 1, 40}, 3);
@@ -365,11 +376,11 @@ int main(int argc, char** argv) {
       CheckGemm(machine, e, out, m, 768, 1536, 0);
     }
   }
-  for (Element e : {Element::kHalf, Element::kBFloat}) {
+  for (Element e : {Element::kHalf, Element::kBFloat, Element::kFloat8}) {
     for (int n : {512, 768, 1024}) {
       const int m = 1 + static_cast<int>(generator() % 600);
-      if (machine.hopper) CheckGemmNorm(machine, e, m, n, 272, e == Element::kHalf, n == 512);
-      if (machine.hopper && !small) CheckGemmNorm(machine, e, 6000 - m, n, 48, false, n == 768);
+      if (machine.hopper) CheckGemmNorm(machine, e, m, n, 272, n == 512);
+      if (machine.hopper && !small) CheckGemmNorm(machine, e, 6000 - m, n, 48, n == 768);
     }
   }
   if (machine.hopper) {
@@ -381,6 +392,7 @@ int main(int argc, char** argv) {
     }
   }
   CheckStatesAll(machine, small ? 1 : 2);
+  CheckBound(40, 48), CheckBound(768, 768);
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);
   return failures ? 1 : 0;
 }

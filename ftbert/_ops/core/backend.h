@@ -98,6 +98,11 @@ class Backend {
   virtual Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) = 0;  // (H,)
   virtual Status PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
                                 std::unique_ptr<EmbeddingTables>* packed) = 0;
+  // Once all weights are there, for every layer but the last. `norm`: whose results queries, keys and values are of.
+  virtual Status JoinLayer(const NormParameters& norm, PackedLinear* qkv, PackedLinear* attention_out) {
+    (void)norm, (void)qkv, (void)attention_out;
+    return Status();
+  }
 
   // -- one run: Upload, Execute (which calls the loop), Download, all on one workspace
   virtual Status NewWorkspace(std::unique_ptr<Workspace>* workspace) = 0;

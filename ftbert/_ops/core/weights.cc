@@ -211,6 +211,13 @@ Status WeightCollector::Finish(Weights* weights) {
     if (count > 8) missing += " and " + std::to_string(count - 8) + " more";
     return Status(Code::kInvalidArgument, "The model is incomplete: missing " + missing + ".");
   }
+  const NormParameters* norm = weights_.embedding_norm.get();
+  for (size_t l = 0; l + 1 < weights_.layers.size(); ++l) {
+    const LayerWeights& layer = weights_.layers[l];
+    const Status status = backend_->JoinLayer(*norm, layer.qkv.get(), layer.attention_out.get());
+    if (!status.ok()) return status;
+    norm = layer.output_norm.get();
+  }
   *weights = std::move(weights_);
   return Status();
 }

@@ -28,10 +28,10 @@ __device__ __forceinline__ uint32_t PieceOffset(int row, int piece) {
 // Four of a thread's sums or scores, which one instruction makes.
 __device__ __forceinline__ float (&Four(float* values))[4] { return *reinterpret_cast<float(*)[4]>(values); }
 
-template <typename T, int D, int kQueryWarps, int kKeyWarps>
+template <typename T, int D, int kQueryWarps, int kKeyWarps, bool kFloat8>
 __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
     AttendTiles(const T* qkv, int64_t ld, int part, int head_size, const int2* ranges,
-                int tokens, float scale, T* __restrict__ context, int64_t ld_context) {
+                int tokens, float scale, void* __restrict__ context, int64_t ld_context) {
   constexpr int kQueries = kQueryWarps * 16, kThreads = kQueryWarps * kKeyWarps * 32;
   constexpr int kMine = kKeyWarps == 1 ? 64 : 32, kKeys = kMine * kKeyWarps;  // keys of a block: a warp's, all
   constexpr int kBytes = D * 2, kPieces = kBytes / 16;
@@ -45,6 +45,9 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
   // The rows of which a thread copies eight columns, and stores them in the end, are copy_row and every kStep-th on.
   const int copy_row = threadIdx.x / kPieces, copy_piece = threadIdx.x % kPieces, column = head + copy_piece * 8;
   const bool copies = copy_piece * 8 < head_size;
+  const auto store = [&](int r, const uint4& bits) {  // eight columns of the context
+    StoreEight<T, kFloat8>(context, (token0 + r) * ld_context + column, bits);
+  };
   LetNextKernelStart();
   WaitForPreviousKernel();
 
@@ -176,7 +179,8 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
       const float inverse = InverseOfSum(sum);
 #pragma unroll
       for (int c = 0; c < 8; ++c) all[c] *= inverse;
-      Store8(context + ((token0 + r) * ld_context + column), all);
+      store(r, make_uint4(PackPair<T>(all[0], all[1]), PackPair<T>(all[2], all[3]), PackPair<T>(all[4], all[5]),
+                          PackPair<T>(all[6], all[7])));
     }
   } else {
     // The queries have been read: results turn around in their place.
@@ -192,8 +196,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
     __syncthreads();
 #pragma unroll 1
     for (int r = copy_row; r < kQueries && token0 + r < tokens && copies; r += kStep) {
-      *reinterpret_cast<uint4*>(context + ((token0 + r) * ld_context + column)) =
-          LoadSharedPiece(q_tile + PieceOffset<kBytes>(r, copy_piece));
+      store(r, LoadSharedPiece(q_tile + PieceOffset<kBytes>(r, copy_piece)));
     }
   }
 }
@@ -262,12 +265,12 @@ __global__ void __launch_bounds__(128)
   }
 }
 
-template <typename T, int D, int kQueryWarps, int kKeyWarps>
+template <typename T, int D, int kQueryWarps, int kKeyWarps, bool kFloat8>
 cudaError_t LaunchTiles(const Machine& machine, const Attention& a, cudaStream_t stream) {
   constexpr int kQueries = kQueryWarps * 16, kKeys = kKeyWarps == 1 ? 64 : 32 * kKeyWarps;
   constexpr int kShared = (kQueries + 4 * kKeys) * D * 2;
   static_assert(kKeyWarps == 1 || kKeyWarps * kQueries * (D + 4) * 4 <= 4 * kKeys * D * 2, "partial sums do not fit");
-  const auto kernel = AttendTiles<T, D, kQueryWarps, kKeyWarps>;
+  const auto kernel = AttendTiles<T, D, kQueryWarps, kKeyWarps, kFloat8>;
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowSpreading(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
   if (refused != cudaSuccess) return refused;
@@ -279,17 +282,17 @@ cudaError_t LaunchTiles(const Machine& machine, const Attention& a, cudaStream_t
   shape.dependent = machine.dependent_launch;
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
   return Launch(shape, kernel, static_cast<const T*>(a.qkv), a.ld, a.part, a.head_size, a.ranges, a.count, scale,
-                static_cast<T*>(a.context), a.ld_context);
+                a.context, a.ld_context);
 }
 
-template <typename T, int D>
+template <typename T, int D, bool kFloat8>
 cudaError_t LaunchTilesBySize(const Machine& machine, const Attention& a, cudaStream_t stream) {
   constexpr int kKeyWarps = D == 128 ? 2 : 4;  // what fits into an Ada or Ampere multiprocessor's shared memory
   // Few tokens: small tiles whose keys are shared, so that every multiprocessor takes part and none waits long.
   const int warps = CeilDiv(a.count, 16) * a.heads;
-  if (warps <= machine.sms * 2) return LaunchTiles<T, D, 1, kKeyWarps>(machine, a, stream);
-  return warps <= machine.sms * 12 ? LaunchTiles<T, D, 2, 2>(machine, a, stream)
-                                   : LaunchTiles<T, D, 4, 1>(machine, a, stream);
+  if (warps <= machine.sms * 2) return LaunchTiles<T, D, 1, kKeyWarps, kFloat8>(machine, a, stream);
+  return warps <= machine.sms * 12 ? LaunchTiles<T, D, 2, 2, kFloat8>(machine, a, stream)
+                                   : LaunchTiles<T, D, 4, 1, kFloat8>(machine, a, stream);
 }
 
 template <typename T>
@@ -307,23 +310,28 @@ cudaError_t LaunchWarps(const Machine& machine, const Attention& a, cudaStream_t
                 kLog2E / sqrtf(static_cast<float>(a.head_size)), static_cast<T*>(a.context), a.ld_context);
 }
 
-template <typename T>
+template <typename T, bool kFloat8 = false>
 cudaError_t RunHalfAttention(const Machine& machine, const Attention& a, cudaStream_t stream) {
   if (a.first_queries != nullptr || a.head_size % 8 != 0) return LaunchWarps<T>(machine, a, stream);
-  if (a.head_size <= 32) return LaunchTilesBySize<T, 32>(machine, a, stream);
-  if (a.head_size <= 64) return LaunchTilesBySize<T, 64>(machine, a, stream);
-  return LaunchTilesBySize<T, 128>(machine, a, stream);
+  if (a.head_size <= 32) return LaunchTilesBySize<T, 32, kFloat8>(machine, a, stream);
+  if (a.head_size <= 64) return LaunchTilesBySize<T, 64, kFloat8>(machine, a, stream);
+  return LaunchTilesBySize<T, 128, kFloat8>(machine, a, stream);
 }
 
 }  // namespace
 
 cudaError_t RunAttention(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
+  if (a.float8_context &&
+      (element != Element::kHalf || a.first_queries != nullptr || !Float8ContextFits(a.head_size))) {
+    return cudaErrorNotSupported;
+  }
   if (FirstAttentionFits(a)) return RunFirstAttention(machine, element, a, stream);
   if (WgmmaAttentionFits(machine, element, a)) {
     const bool many = a.kernel == AttentionKernel::kChosen && a.count >= kWgmmaTokens;
     if (many || a.kernel == AttentionKernel::kWgmma) return RunWgmmaAttention(machine, element, a, stream);
   }
   if (element == Element::kFloat) return LaunchWarps<float>(machine, a, stream);
+  if (a.float8_context) return RunHalfAttention<Half, true>(machine, a, stream);
   return element == Element::kHalf ? RunHalfAttention<Half>(machine, a, stream)
                                    : RunHalfAttention<BFloat>(machine, a, stream);
 }

@@ -21,10 +21,10 @@ constexpr int kStages = 2, kStageBytes = 2 * kTile, kBarriers = kTile + kStages 
 constexpr int kShared = kBarriers + 8 * (1 + 2 * kStages) + 1024;  // to align by
 constexpr int kThreads = 128, kCtas = 5;                           // the latter of a multiprocessor
 
-template <typename T>
+template <typename T, bool kFloat8>
 __global__ void __launch_bounds__(kThreads, kCtas)
     AttendWgmma(const __grid_constant__ CUtensorMap map, int part, const int2* ranges, int tokens,
-                bool reversed, float scale, T* __restrict__ context, int64_t ld_context) {
+                bool reversed, float scale, void* __restrict__ context, int64_t ld_context) {
 #if FTBERT_HOPPER
   const uint32_t queries = (SharedAddress(DynamicShared()) + 1023u) & ~1023u, stages = queries + kTile;
   const uint32_t q_full = queries + kBarriers, full = q_full + 8, empty = full + 8 * kStages;
@@ -49,8 +49,9 @@ __global__ void __launch_bounds__(kThreads, kCtas)
     BarrierExpect(q_full, kTile);
     LoadTile(queries, &map, q_full, head, token0);
   }
-  const int begin = ranges[token0].x, end = ranges[min(token0 + kBlock, tokens) - 1].y;
-  const int blocks = CeilDiv(end - begin, kBlock);
+  // The same in every lane, which the compiler cannot know: what follows from it is computed once for the warp.
+  const int begin = SameInWarp(ranges[token0].x), end = ranges[min(token0 + kBlock, tokens) - 1].y;
+  const int blocks = SameInWarp(CeilDiv(end - begin, kBlock));
   const auto load = [&](int block) {
     const int stage = block % kStages;
     const uint32_t at = stages + stage * kStageBytes;
@@ -126,19 +127,18 @@ __global__ void __launch_bounds__(kThreads, kCtas)
   uint4 pieces[4];
 #pragma unroll
   for (int k = 0; k < 4; ++k) pieces[k] = LoadSharedPiece((from ^ (k % 2 * 64)) + k * (4 * 128));
-  // Counted in pieces of 16 bytes, places fit into 32 bits.
-  uint4* const to = reinterpret_cast<uint4*>(context);
+  // Counted in pieces of eight columns, places fit into 32 bits.
   const uint32_t pitch = static_cast<uint32_t>(ld_context / 8), place = row * pitch + head / 8 + lane % 8;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    if (row + 4 * k < tokens) to[place + 4 * k * pitch] = pieces[k];
+    if (row + 4 * k < tokens) StoreEight<T, kFloat8>(context, int64_t{place + 4 * k * pitch} * 8, pieces[k]);
   }
 #endif
 }
 
-template <typename T>
+template <typename T, bool kFloat8>
 cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
-  const auto kernel = AttendWgmma<T>;
+  const auto kernel = AttendWgmma<T, kFloat8>;
   static std::atomic<uint64_t> allowed{0};
   const cudaError_t refused = AllowSpreading(machine, reinterpret_cast<const void*>(kernel), kShared, &allowed);
   if (refused != cudaSuccess) return refused;
@@ -152,8 +152,7 @@ cudaError_t LaunchWgmma(const Machine& machine, Element element, const Attention
   shape.stream = stream;
   shape.dependent = machine.dependent_launch;
   const float scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
-  return Launch(shape, kernel, map, a.part, a.ranges, a.count, a.reversed, scale, static_cast<T*>(a.context),
-                a.ld_context);
+  return Launch(shape, kernel, map, a.part, a.ranges, a.count, a.reversed, scale, a.context, a.ld_context);
 }
 
 }  // namespace
@@ -165,8 +164,9 @@ bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention
 }
 
 cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& a, cudaStream_t stream) {
-  return element == Element::kHalf ? LaunchWgmma<Half>(machine, element, a, stream)
-                                   : LaunchWgmma<BFloat>(machine, element, a, stream);
+  if (a.float8_context) return LaunchWgmma<Half, true>(machine, element, a, stream);
+  return element == Element::kHalf ? LaunchWgmma<Half, false>(machine, element, a, stream)
+                                   : LaunchWgmma<BFloat, false>(machine, element, a, stream);
 }
 
 }  // namespace cuda

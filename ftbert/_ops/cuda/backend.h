@@ -33,6 +33,7 @@ struct CudaLinear final : PackedLinear {
   // The last layer's queries, keys and values, for AttendFirst: the keys by heads, turned round (heads * H, head size),
   // and where w is fp8 the values (H, H), in 16 bits.
   DeviceArray to_states, to_values;
+  bool bounded_values = false;     // queries, keys, values: JoinLayer has made values fit into fp8
   float longest = 0.f;             // Euclidean length of the longest output's weights
   float largest_bias = 0.f;
 };
@@ -66,6 +67,7 @@ struct Slots {
   int2 *ranges = nullptr, *row_ranges = nullptr;
   const Token* tokens = nullptr;   // device memory, or pinned where few
   const int2* row_source = nullptr;
+  bool float8_context = false;     // of the layer under way, for all tokens
   bool reversed = false;           // the order in which the latest kernel over all tokens took them
   bool first_in_place = false;     // the last layer's queries lie in qkv and its states in `all`: nothing was gathered
 };
@@ -118,6 +120,7 @@ class CudaBackend final : public Backend {
   Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) override;
   Status PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
                         std::unique_ptr<EmbeddingTables>* packed) override;
+  Status JoinLayer(const NormParameters& norm, PackedLinear* qkv, PackedLinear* attention_out) override;
 
   // run.cc
   Status NewWorkspace(std::unique_ptr<Workspace>* workspace) override;

@@ -98,6 +98,22 @@ __device__ __forceinline__ uint16_t PackFloat8Pair(__half2 pair) {
   return __nv_cvt_halfraw2_to_fp8x2(static_cast<__half2_raw>(pair), __NV_SATFINITE, __NV_E4M3);
 }
 
+// Eight values that `bits` holds in 16 bits, to to[at] and on: as they are, or fp16 as fp8.
+template <typename T, bool kFloat8>
+__device__ __forceinline__ void StoreEight(void* to, int64_t at, const uint4& bits) {
+  if constexpr (kFloat8) {
+    static_assert(std::is_same<T, Half>::value, "only fp16 is kept as fp8");
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+    uint32_t pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = PackFloat8Pair(*reinterpret_cast<const __half2*>(&words[i]));
+    *reinterpret_cast<uint2*>(static_cast<uint8_t*>(to) + at) =
+        make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+  } else {
+    *reinterpret_cast<uint4*>(static_cast<T*>(to) + at) = bits;
+  }
+}
+
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <utility>
 
 #include "cuda/gemm.h"
 #include "ftbert/engine.h"
@@ -70,6 +71,10 @@ class DeviceArray {
     if (data_ != nullptr) cudaFree(data_);
     data_ = nullptr;
     bytes_ = 0;
+  }
+  void Swap(DeviceArray* other) {
+    std::swap(data_, other->data_);
+    std::swap(bytes_, other->bytes_);
   }
   template <typename T>
   T* as() const {

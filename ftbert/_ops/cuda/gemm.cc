@@ -50,17 +50,17 @@ Plan SplitPlan(const Machine& machine, const Gemm& g) {
   return widest;
 }
 
-// Between the few rows that the split-K kernel is for and the many that fill the card with tiles: the largest cluster
-// with which all tiles are one wave.
+// Between the few rows that the split-K kernel is for and the many that fill the card with tiles: the smallest tiles
+// and the largest cluster with which all are one wave.
 Plan SharedPlan(const Machine& machine, const Gemm& g) {
   Plan best{Family::kShared, 0, 0};
   const bool long_k = Slices(g) >= kLongSlices;
   if (!machine.clusters || g.m <= (long_k ? kLeastSharedRows : kSplitRows)) return best;
-  const int tiles = CeilDiv(g.m, kSharedRows) * CeilDiv(g.n, kSharedColumns);
-  for (int split : kSharedSplits) {
-    const Plan plan{Family::kShared, 0, split};
-    const bool enough = long_k || (split == 2 && 2 * Slices(g) >= kLongSlices);
-    if (tiles * split <= machine.sms && enough && CanRun(plan, g)) best = plan;
+  for (const SharedTile& tile : kSharedTiles) {
+    const int tiles = CeilDiv(g.m, tile.rows) * CeilDiv(g.n, kSharedColumns);
+    const Plan plan{Family::kShared, tile.variant, tile.split};
+    const bool enough = long_k || (tile.rows == 64 && tile.split == 2 && 2 * Slices(g) >= kLongSlices);
+    if (tiles * tile.split <= machine.sms && enough && CanRun(plan, g)) best = plan;
   }
   return best;
 }
@@ -188,7 +188,7 @@ std::vector<Plan> AllPlans(const Machine& machine, const Gemm& g) {
     }
   }
   if (machine.clusters) {
-    for (int split : kSharedSplits) plans.push_back(Plan{Family::kShared, 0, split});
+    for (const SharedTile& tile : kSharedTiles) plans.push_back(Plan{Family::kShared, tile.variant, tile.split});
   }
   if (g.m <= kMostSplitRows) {
     for (int v = 0; v < kSplitVariants; ++v) {
@@ -224,7 +224,7 @@ std::string PlanName(const Plan& plan) {
     case Family::kSplit:
       return "split " + std::to_string(kSplitTokens[plan.variant]) + "/" + std::to_string(plan.split);
     case Family::kShared:
-      return "shared " + std::to_string(kSharedRows) + "x" + std::to_string(kSharedColumns) + "/" +
+      return "shared " + std::to_string(64 * (1 + plan.variant)) + "x" + std::to_string(kSharedColumns) + "/" +
              std::to_string(plan.split);
     case Family::kLt:
       return "cublaslt " + std::to_string(plan.variant);
@@ -257,7 +257,7 @@ cudaError_t RunGemm(const Machine& machine, const Plan& plan, const Gemm& g, cud
     case Family::kSplit:
       return RunSplit(machine, plan.variant, plan.split, g, stream);
     case Family::kShared:
-      return RunSharedK(machine, plan.split, g, stream);
+      return RunSharedK(machine, plan.variant, plan.split, g, stream);
     case Family::kLt:
       return LtAllowed(machine, g) ? RunLt(machine, plan.variant, g, stream) : cudaErrorNotSupported;
   }

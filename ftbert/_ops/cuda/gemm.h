@@ -125,7 +125,7 @@ cudaError_t RunWgmmaHalf(const Machine& machine, int variant, const Gemm& gemm, 
 cudaError_t RunWgmmaBFloat(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
 cudaError_t RunWgmmaFloat8(const Machine& machine, int variant, const Gemm& gemm, cudaStream_t stream);
 cudaError_t RunSplit(const Machine& machine, int variant, int split, const Gemm& gemm, cudaStream_t stream);
-cudaError_t RunSharedK(const Machine& machine, int split, const Gemm& gemm, cudaStream_t stream);
+cudaError_t RunSharedK(const Machine& machine, int variant, int split, const Gemm& gemm, cudaStream_t stream);
 
 // Tile of each wgmma variant: rows (a CTA's), columns, whether two warpgroups alternate over tiles (else they share
 // one), how many CTAs of a cluster share the weights' tiles, and whether the code of a tile's end with an activation is
@@ -165,9 +165,12 @@ constexpr int kRuledRows = 128;
 constexpr int kSplitTokens[] = {32, 64};
 constexpr int kSplitVariants = 2;
 
-// Columns of a tile (of 64 rows) whose K a cluster shares, and how many CTAs may be in it.
-constexpr int kSharedRows = 64, kSharedColumns = 96;
-constexpr int kSharedSplits[] = {2, 3, 6};
+// Columns of a tile whose K a cluster shares; its rows, and how many CTAs may be in the cluster.
+constexpr int kSharedColumns = 96;
+struct SharedTile {
+  int variant, rows, split;
+};
+constexpr SharedTile kSharedTiles[] = {{1, 128, 2}, {0, 64, 2}, {0, 64, 3}, {0, 64, 6}};
 
 // Launch with the attribute that lets the kernel start before the one before it has ended.
 struct LaunchShape {

@@ -1,10 +1,11 @@
 // A product of many rows, its residual and the layer norm of the sum, in one kernel on Hopper.
 //
-// Contract: states (M, N) = norm(x (M, K) w (N, K)^T + bias + states), in place, 16-bit types; N = 512, 768 or 1,024. A
-// cluster of N / 256 CTAs holds 128 whole rows, 256 columns each; in a CTA two multiplying warpgroups take 64 rows each
-// and keep their sums in registers. Each CTA sends what it knows of a row (mean and squares of its columns; where an
-// fp8 copy is wanted also its largest value and its length) into the shared memory of all CTAs, where it completes an
-// mbarrier. Sums are not rounded to 16 bits before they are normalized.
+// Contract: states (M, N) = norm(x (M, K) w (N, K)^T + bias + states), in place; N = 512, 768 or 1,024. Types of 16
+// bits; or x and w fp8 (w with a scale for each output, x without any) and states fp16, with an fp8 copy. A cluster of
+// N / 256 CTAs holds 128 whole rows, 256 columns each; in a CTA two multiplying warpgroups take 64 rows each and keep
+// their sums in registers. Each CTA sends what it knows of a row (mean and squares of its columns; with fp8 also its
+// largest value and its length) into the shared memory of all CTAs, where it completes an mbarrier. Sums are not
+// rounded to 16 bits before they are normalized.
 #include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
 #include "cuda/tensor_map.h"
@@ -16,12 +17,13 @@ namespace {
 
 constexpr int kRows = 128, kColumns = 256, kMostCtas = 4;
 
-template <typename T>
+template <typename In, typename T>
 struct NormSizes {
   using End = WgmmaEnd<T, T, kRows, kColumns>;
+  static constexpr bool kScaled = sizeof(In) == 1;
   static constexpr int kStages = 3, kStageBytes = (kRows + kColumns) * 128;
   static constexpr int kBuffers = End::kParts, kEach = 8 * End::kBufferBytes;
-  static constexpr int kColumnBytes = 3 * kColumns * 4;  // bias, gamma, beta
+  static constexpr int kColumnArrays = kScaled ? 4 : 3, kColumnBytes = kColumnArrays * kColumns * 4;  // as in NormArgs
   // Of each row of a warpgroup, two numbers of each CTA; twice.
   static constexpr int kSideBytes = kMostCtas * 64 * 8, kSentBytes = 2 * 2 * kSideBytes;
   static constexpr int kBarriers = 8 * (2 * kStages + 1 + 8 * kBuffers + 4);
@@ -31,7 +33,7 @@ struct NormSizes {
 };
 
 struct NormArgs {
-  const float *bias, *gamma, *beta;
+  const float *bias, *gamma, *beta, *w_scale;
   float epsilon;
   float *quantized_scale, *quantized_norm;
   int m, k, ctas;
@@ -67,15 +69,16 @@ __device__ __forceinline__ float QuadMax(float x) {
 
 #endif
 
-template <typename T, bool kQuantizes>
+template <typename In, typename T>
 __global__ void __launch_bounds__(384, 1)
     GemmNorm(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
              const __grid_constant__ CUtensorMap states_map, const __grid_constant__ CUtensorMap quantized_map,
              const NormArgs a) {
 #if FTBERT_HOPPER
-  using Sizes = NormSizes<T>;
+  using Sizes = NormSizes<In, T>;
   using End = typename Sizes::End;
-  constexpr int kStages = Sizes::kStages, kSlice = 128 / sizeof(T), kParts = End::kParts;
+  constexpr bool kScaled = Sizes::kScaled, kQuantizes = kScaled;
+  constexpr int kStages = Sizes::kStages, kSlice = 128 / sizeof(In), kParts = End::kParts;
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
   const uint32_t buffers = base + kStages * Sizes::kStageBytes, columns = buffers + Sizes::kBuffers * Sizes::kEach;
   const uint32_t sent = columns + Sizes::kColumnBytes, full = sent + Sizes::kSentBytes, empty = full + 8 * kStages;
@@ -131,9 +134,9 @@ __global__ void __launch_bounds__(384, 1)
         }
       }
     } else if (threadIdx.x / 32 == 1) {
-      const float* const from[3] = {a.bias, a.gamma, a.beta};
+      const float* const from[4] = {a.bias, a.gamma, a.beta, a.w_scale};
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
+      for (int i = 0; i < Sizes::kColumnArrays; ++i) {
         float values[kColumns / 32];
 #pragma unroll
         for (int j = 0; j < kColumns / 32; ++j) values[j] = __ldg(from[i] + column + j * 32 + lane);
@@ -173,7 +176,7 @@ __global__ void __launch_bounds__(384, 1)
         WgmmaFence();
 #pragma unroll
         for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
-          Wgmma<T, kColumns>::Run(acc, x_tile + 2 * step, w_tile + 2 * step, slice > 0 || step > 0);
+          Wgmma<In, kColumns>::Run(acc, x_tile + 2 * step, w_tile + 2 * step, slice > 0 || step > 0);
         }
         WgmmaCommit();
         WgmmaWait<1>();
@@ -202,13 +205,15 @@ __global__ void __launch_bounds__(384, 1)
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const int n = part * End::kColumns + i * 16 + j * 8;
-            const float2 bias = LoadShared2(columns + (n + lane % 4 * 2) * 4);
+            const uint32_t at = columns + (n + lane % 4 * 2) * 4;
+            const float2 bias = LoadShared2(at);
+            const float2 w_scale = kScaled ? LoadShared2(at + 3 * kColumns * 4) : make_float2(1.f, 1.f);
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
               const float2 add = UnpackPair<T>(old[2 * j + h]);
               float* pair = &acc[n / 2 + 2 * h];
-              pair[0] += bias.x + add.x;
-              pair[1] += bias.y + add.y;
+              pair[0] = fmaf(pair[0], w_scale.x, bias.x + add.x);
+              pair[1] = fmaf(pair[1], w_scale.y, bias.y + add.y);
               sum[h] += pair[0] + pair[1];
             }
           }
@@ -322,11 +327,11 @@ __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-template <typename T, bool kQuantizes>
+template <typename In, typename T>
 cudaError_t LaunchNorm(const Machine& machine, const Gemm& g, const Norm& norm, const Quantized& quantized,
                        cudaStream_t stream) {
-  using Sizes = NormSizes<T>;
-  const auto kernel = GemmNorm<T, kQuantizes>;
+  using Sizes = NormSizes<In, T>;
+  const auto kernel = GemmNorm<In, T>;
   static std::atomic<uint64_t> allowed{0};
   cudaError_t error = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
   CUtensorMap x_map, w_map, states_map, quantized_map;
@@ -334,7 +339,7 @@ cudaError_t LaunchNorm(const Machine& machine, const Gemm& g, const Norm& norm, 
   if (error == cudaSuccess) error = MakeTensorMap(&w_map, g.in, g.w, g.n, g.k, g.k, kColumns);
   if (error == cudaSuccess) error = MakeTensorMap(&states_map, g.out_type, g.out, g.m, g.n, g.ldo, 16);
   quantized_map = states_map;
-  if (kQuantizes && error == cudaSuccess) {
+  if (Sizes::kScaled && error == cudaSuccess) {
     error = MakeTensorMap(&quantized_map, Element::kFloat8, quantized.values, g.m, g.n, norm.pitch, 16);
   }
   if (error != cudaSuccess) return error;
@@ -346,31 +351,34 @@ cudaError_t LaunchNorm(const Machine& machine, const Gemm& g, const Norm& norm, 
   shape.stream = stream;
   shape.cluster = ctas;
   shape.dependent = machine.dependent_launch;
-  const NormArgs a{g.bias,         norm.gamma, norm.beta, norm.epsilon, quantized.scale,
-                   quantized.norm, g.m,        g.k,       ctas,         g.reversed};
+  const NormArgs a{g.bias,          norm.gamma,     norm.beta, g.w_scale, norm.epsilon,
+                   quantized.scale, quantized.norm, g.m,       g.k,       ctas,
+                   g.reversed};
   return Launch(shape, kernel, x_map, w_map, states_map, quantized_map, a);
 }
 
 }  // namespace
 
-bool GemmNormFits(const Machine& machine, const Gemm& g, const Norm& norm) {
+bool GemmNormFits(const Machine& machine, const Gemm& g, const Norm& norm, const Quantized& quantized) {
   const int ctas = g.n / kColumns;
-  return machine.hopper && machine.clusters && (g.in == Element::kHalf || g.in == Element::kBFloat) &&
-         g.out_type == g.in && g.n % kColumns == 0 && norm.width == g.n && g.act == 0 && g.residual == g.out &&
+  const bool float8 = g.in == Element::kFloat8 && g.out_type == Element::kHalf && g.x_scale.values == nullptr;
+  const bool narrow = (g.in == Element::kHalf || g.in == Element::kBFloat) && g.out_type == g.in;
+  return machine.hopper && machine.clusters && (quantized.values != nullptr ? float8 : narrow) &&
+         g.n % kColumns == 0 && norm.width == g.n && g.act == 0 && g.residual == g.out &&
          g.residual_rows == nullptr && ctas > 1 && ctas <= kMostCtas && machine.norm_clusters[ctas] > 0;
 }
 
 cudaError_t RunGemmNorm(const Machine& machine, const Gemm& g, const Norm& norm, const Quantized& quantized,
                         cudaStream_t stream) {
-  if (g.in == Element::kBFloat) return LaunchNorm<BFloat, false>(machine, g, norm, quantized, stream);
-  return quantized.values != nullptr ? LaunchNorm<Half, true>(machine, g, norm, quantized, stream)
-                                     : LaunchNorm<Half, false>(machine, g, norm, quantized, stream);
+  if (g.in == Element::kFloat8) return LaunchNorm<Float8, Half>(machine, g, norm, quantized, stream);
+  return g.in == Element::kBFloat ? LaunchNorm<BFloat, BFloat>(machine, g, norm, quantized, stream)
+                                  : LaunchNorm<Half, Half>(machine, g, norm, quantized, stream);
 }
 
 cudaError_t FindNormClusters(int (&clusters)[5]) {
   cudaError_t error = cudaSuccess;
   for (int ctas = 2; ctas <= kMostCtas && error == cudaSuccess; ++ctas) {
-    error = FindClusters(GemmNorm<Half, false>, ctas, 384, NormSizes<Half>::kShared, &clusters[ctas]);
+    error = FindClusters(GemmNorm<Float8, Half>, ctas, 384, NormSizes<Float8, Half>::kShared, &clusters[ctas]);
   }
   return error;
 }

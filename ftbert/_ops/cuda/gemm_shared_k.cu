@@ -1,10 +1,10 @@
 // Matrix products of some hundred rows on Hopper that have too few tiles for the card: a cluster shares the K of each.
 //
-// Contract: x (M, K) and w (N, K) as gemm.h says, no activation, no residual, 16 bits out. A tile is 64 x 96: one warp
-// copies, one warpgroup multiplies. Its K is split over kSplit CTAs; each finishes a share of the tile's columns and is
-// sent the others' sums of these, from registers into its shared memory: thread t of a CTA holds the same places of the
-// tile as thread t of the others. (Activations would make the kernel's code longer, which products without one paid for
-// with 2 to 3%.)
+// Contract: x (M, K) and w (N, K) as gemm.h says, no activation, no residual, 16 bits out. A tile has 64 rows for each
+// of kGroups warpgroups, which multiply, and 96 columns; one warp copies. Its K is split over kSplit CTAs; each
+// finishes a share of the tile's columns and is sent the others' sums of these, from registers into its shared memory:
+// thread t of a CTA holds the same places of the tile as thread t of the others. (Activations would make the kernel's
+// code longer, which products without one paid for with 2 to 3%.)
 #include "cuda/epilogue.cuh"
 #include "cuda/hopper.cuh"
 #include "cuda/tensor_map.h"
@@ -13,25 +13,26 @@ namespace ftbert {
 namespace cuda {
 namespace {
 
-constexpr int kRows = kSharedRows, kColumns = kSharedColumns;
-constexpr int kThreads = 160;  // four multiplying warps, then the copying one
-constexpr int kStages = 7;     // with four or five, two CTAs fit into a multiprocessor, and it is slower
-constexpr int kStageBytes = (kRows + kColumns) * 128;
+constexpr int kColumns = kSharedColumns;
+constexpr int kStages = 7;  // with four or five, two CTAs fit into a multiprocessor, and it is slower
 
-template <int kSplit>
+template <int kGroups, int kSplit>
 struct SharedSizes {
+  static constexpr int kRows = 64 * kGroups, kSenders = 128 * kGroups, kThreads = kSenders + 32;
+  static constexpr int kStageBytes = (kRows + kColumns) * 128;
   static constexpr int kPieces = kColumns / 8 / kSplit;  // of 8 columns, that each CTA finishes
-  static constexpr int kInbox = (kSplit - 1) * kPieces * 128 * 16;
-  static constexpr int kShared = kStages * kStageBytes + kInbox + 8 * (2 * kStages + 4) + 1024;
+  static constexpr int kInbox = (kSplit - 1) * kPieces * kSenders * 16;
+  static constexpr int kShared = kStages * kStageBytes + kInbox + 8 * (2 * kStages + 4 * kGroups) + 1024;
   static_assert(kColumns % (8 * kSplit) == 0, "each CTA finishes whole pieces");
 };
 
-template <typename In, typename Out, int kSplit>
-__global__ void __launch_bounds__(kThreads, 1)
+template <typename In, typename Out, int kGroups, int kSplit>
+__global__ void __launch_bounds__(SharedSizes<kGroups, kSplit>::kThreads, 1)
     GemmSharedK(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
                 const EpilogueArgs e, const void* prefetch, int64_t prefetch_bytes) {
 #if FTBERT_HOPPER
-  using Sizes = SharedSizes<kSplit>;
+  using Sizes = SharedSizes<kGroups, kSplit>;
+  constexpr int kRows = Sizes::kRows, kSenders = Sizes::kSenders, kStageBytes = Sizes::kStageBytes;
   constexpr int kPieces = Sizes::kPieces, kSlice = 128 / sizeof(In);
   constexpr bool kScaled = sizeof(In) == 1;
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
@@ -44,9 +45,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int s = 0; s < kStages; ++s) {
       BarrierInit(full + 8 * s, 1);
-      BarrierInit(empty + 8 * s, 1);
+      BarrierInit(empty + 8 * s, kGroups);
     }
-    for (int i = 0; i < 4; ++i) BarrierInit(sums + 8 * i, 1);
+    for (int i = 0; i < 4 * kGroups; ++i) BarrierInit(sums + 8 * i, 1);
     BarrierInitFence();
   }
   __syncthreads();
@@ -56,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int columns = CeilDiv(e.n, kColumns), tile = blockIdx.x / kSplit;
   const int column0 = tile % columns * kColumns, row0 = tile / columns * kRows;
   const int all = CeilDiv(e.k, kSlice), begin = all * rank / kSplit, slices = all * (rank + 1) / kSplit - begin;
-  if (warp == 4) {
+  if (warp == 4 * kGroups) {
     if (lane == 0) {
       const auto load_w = [&](int stage, int slice) {
         BarrierExpect(full + 8 * stage, kStageBytes);
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int slice = 0; slice < slices; ++slice) {
     const int stage = slice % kStages;
     BarrierWait(full + 8 * stage, slice / kStages & 1);
-    const uint64_t x_tile = TileDescriptor(base + stage * kStageBytes);
+    const uint64_t x_tile = TileDescriptor(base + stage * kStageBytes + (kGroups > 1 ? warp / 4 * 64 * 128 : 0));
     const uint64_t w_tile = TileDescriptor(base + stage * kStageBytes + kRows * 128);
     WgmmaFence();
 #pragma unroll
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     WgmmaCommit();
     WgmmaWait<1>();
-    if (previous >= 0 && threadIdx.x == 0) BarrierArrive(empty + 8 * previous);
+    if (previous >= 0 && threadIdx.x % 128 == 0) BarrierArrive(empty + 8 * previous);
     previous = stage;
   }
   WgmmaWait<0>();
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       own[piece][0] = sum.x, own[piece][1] = sum.y, own[piece][2] = sum.z, own[piece][3] = sum.w;
     } else {
       const int from = rank < to ? rank : rank - 1;  // among those who send to `to`
-      SendRemote4(inbox + ((from * kPieces + piece) * 128 + threadIdx.x) * 16, to, sum, sums + 8 * warp);
+      SendRemote4(inbox + ((from * kPieces + piece) * kSenders + threadIdx.x) * 16, to, sum, sums + 8 * warp);
     }
   }
   BarrierWaitCluster(sums + 8 * warp, 0);
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     float4 sum = make_float4(own[piece][0], own[piece][1], own[piece][2], own[piece][3]);
 #pragma unroll
     for (int from = 0; from < kSplit - 1; ++from) {
-      const float4 sent = LoadShared4(inbox + ((from * kPieces + piece) * 128 + threadIdx.x) * 16);
+      const float4 sent = LoadShared4(inbox + ((from * kPieces + piece) * kSenders + threadIdx.x) * 16);
       sum.x += sent.x, sum.y += sent.y, sum.z += sent.z, sum.w += sent.w;
     }
     if (kScaled) {
@@ -157,19 +158,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <typename In, typename Out, int kSplit>
+template <typename In, typename Out, int kGroups, int kSplit>
 cudaError_t LaunchShared(const Machine& machine, const Gemm& g, cudaStream_t stream) {
-  using Sizes = SharedSizes<kSplit>;
-  const auto kernel = GemmSharedK<In, Out, kSplit>;
+  using Sizes = SharedSizes<kGroups, kSplit>;
+  const auto kernel = GemmSharedK<In, Out, kGroups, kSplit>;
   static std::atomic<uint64_t> allowed{0};
   cudaError_t error = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
   CUtensorMap x_map, w_map;
-  if (error == cudaSuccess) error = MakeTensorMap(&x_map, g.in, g.x, g.m, g.k, g.ldx, kRows);
+  if (error == cudaSuccess) error = MakeTensorMap(&x_map, g.in, g.x, g.m, g.k, g.ldx, Sizes::kRows);
   if (error == cudaSuccess) error = MakeTensorMap(&w_map, g.in, g.w, g.n, g.k, g.k, kColumns);
   if (error != cudaSuccess) return error;
   LaunchShape shape;
-  shape.grid = dim3(CeilDiv(g.m, kRows) * CeilDiv(g.n, kColumns) * kSplit);
-  shape.block = dim3(kThreads);
+  shape.grid = dim3(CeilDiv(g.m, Sizes::kRows) * CeilDiv(g.n, kColumns) * kSplit);
+  shape.block = dim3(Sizes::kThreads);
   shape.shared = Sizes::kShared;
   shape.stream = stream;
   shape.cluster = kSplit;
@@ -178,28 +179,31 @@ cudaError_t LaunchShared(const Machine& machine, const Gemm& g, cudaStream_t str
 }
 
 template <typename In, typename Out>
-cudaError_t Choose(const Machine& machine, int split, const Gemm& g, cudaStream_t stream) {
+cudaError_t Choose(const Machine& machine, int variant, int split, const Gemm& g, cudaStream_t stream) {
+  if (variant == 1) {
+    return split == 2 ? LaunchShared<In, Out, 2, 2>(machine, g, stream) : cudaErrorInvalidValue;
+  }
   switch (split) {
     case 2:
-      return LaunchShared<In, Out, 2>(machine, g, stream);
+      return LaunchShared<In, Out, 1, 2>(machine, g, stream);
     case 3:
-      return LaunchShared<In, Out, 3>(machine, g, stream);
+      return LaunchShared<In, Out, 1, 3>(machine, g, stream);
     case 6:
-      return LaunchShared<In, Out, 6>(machine, g, stream);
+      return LaunchShared<In, Out, 1, 6>(machine, g, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 }  // namespace
 
-cudaError_t RunSharedK(const Machine& machine, int split, const Gemm& g, cudaStream_t stream) {
+cudaError_t RunSharedK(const Machine& machine, int variant, int split, const Gemm& g, cudaStream_t stream) {
   switch (g.in) {
     case Element::kHalf:
-      return Choose<Half, Half>(machine, split, g, stream);
+      return Choose<Half, Half>(machine, variant, split, g, stream);
     case Element::kBFloat:
-      return Choose<BFloat, BFloat>(machine, split, g, stream);
+      return Choose<BFloat, BFloat>(machine, variant, split, g, stream);
     case Element::kFloat8:
-      return Choose<Float8, Half>(machine, split, g, stream);
+      return Choose<Float8, Half>(machine, variant, split, g, stream);
     case Element::kFloat:
       break;
   }

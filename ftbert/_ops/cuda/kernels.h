@@ -62,6 +62,7 @@ struct Attention {
   int count = 0, heads = 0, head_size = 0;
   void* context = nullptr;    // (count, ld_context)
   int64_t ld_context = 0;
+  bool float8_context = false;  // of every token's queries, in fp16: context is kept as e4m3, values as they are
   bool reversed = false;  // every token's queries: from the last to the first
   AttentionKernel kernel = AttentionKernel::kChosen;
 };
@@ -88,10 +89,12 @@ cudaError_t RunFewEmbed(const Machine& machine, Element element, const Embedding
 cudaError_t RunFewAddNorm(const Machine& machine, Element element, const Norm& norm, int rows, void* states,
                           const void* delta, const Quantized& quantized, cudaStream_t stream);
 // states = norm(product + states), where `product` adds g.residual to g.out, both the states; in one kernel.
-bool GemmNormFits(const Machine& machine, const Gemm& product, const Norm& norm);
+bool GemmNormFits(const Machine& machine, const Gemm& product, const Norm& norm, const Quantized& quantized);
 cudaError_t RunGemmNorm(const Machine& machine, const Gemm& product, const Norm& norm, const Quantized& quantized,
                         cudaStream_t stream);
 cudaError_t RunAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
+// Whether every token's attention to heads of this size can leave its context as fp8.
+inline bool Float8ContextFits(int head_size) { return head_size % 8 == 0 && head_size <= 128; }
 // attention_first.cu, attention_wgmma.cu: what RunAttention chooses from besides its own
 bool FirstAttentionFits(const Attention& attention);
 cudaError_t RunFirstAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
@@ -112,9 +115,14 @@ cudaError_t RunToFloat(const Machine& machine, Element element, const void* from
                        float* to, cudaStream_t stream);
 
 // A source array on the device -> packed (cols, pitch), output by output. transposed: the source already is (cols,
-// rows).
+// rows). row_scale: each row of the source counts so many times; null: once.
 cudaError_t PackMatrix(const void* source, DataType type, int rows, int cols, bool transposed, Element element,
-                       void* to, int64_t pitch, float* column_scale, cudaStream_t stream);
+                       void* to, int64_t pitch, float* column_scale, cudaStream_t stream,
+                       const float* row_scale = nullptr);
+// For fp8 outputs w (cols, pitch) of x = norm(...), whose length is bounded: makes scale and bias (cols,) such that no
+// output exceeds kFloat8Max, and says by what it divided them: divisor (cols,).
+cudaError_t BoundOutputs(const void* w, int rows, int cols, int64_t pitch, const float* gamma, const float* beta,
+                         float* scale, float* bias, float* divisor, cudaStream_t stream);
 // The largest Euclidean length of an output's weights, to *length (device).
 cudaError_t LongestColumn(const void* source, DataType type, int rows, int cols, bool transposed, float* length,
                           cudaStream_t stream);

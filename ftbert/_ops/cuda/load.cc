@@ -103,7 +103,7 @@ Status CudaBackend::PackLinear(const std::vector<SourceMatrix>& parts, std::uniq
   linear->part = RoundUp(cols, 16);
   linear->parts = count;
   linear->outputs = cols;
-  // With fp8, products of H x H stay fp16: their operands' scales would have to be found first, which costs more.
+  // With fp8, products of H x H stay fp16 for now: what JoinLayer does not find a bound for has no scale beforehand.
   const bool large = count > 1 || (rows == config_.hidden_size && cols == config_.intermediate_size) ||
                      (rows == config_.intermediate_size && cols == config_.hidden_size);
   linear->element = precision_ == Precision::kFloat8 && large ? Element::kFloat8 : element_;
@@ -131,6 +131,44 @@ Status CudaBackend::PackLinear(const std::vector<SourceMatrix>& parts, std::uniq
   if (!status.ok()) return status;
   packed_.push_back(linear.get());
   *packed = std::move(linear);
+  return Status();
+}
+
+// fp8: context is a mean of values, and no value can exceed what follows from its weights and the norm before. So the
+// values are stored as parts of that, column by column, context then fits into fp8 as it is, and the output
+// projection's inputs count as many times more.
+Status CudaBackend::JoinLayer(const NormParameters& norm, PackedLinear* qkv, PackedLinear* attention_out) {
+  auto* values = static_cast<CudaLinear*>(qkv);
+  auto* out = static_cast<CudaLinear*>(attention_out);
+  const auto& n = static_cast<const CudaNorm&>(norm);
+  if (values->element != Element::kFloat8 || !Float8ContextFits(config_.hidden_size / config_.num_heads)) {
+    return Status();
+  }
+  DeviceGuard guard(machine_.device);
+  std::lock_guard<std::mutex> quiet(RecordingMutex());
+  const DeviceArray& half = out->half.data() != nullptr ? out->half : out->w;
+  DeviceArray divisor, w, scale;
+  cudaError_t error = divisor.Allocate(sizeof(float) * values->part);
+  if (error == cudaSuccess) error = w.Allocate(static_cast<size_t>(out->part) * out->k);
+  if (error == cudaSuccess) error = scale.Allocate(sizeof(float) * out->part);
+  if (error == cudaSuccess) {
+    const int64_t row = 2 * static_cast<int64_t>(values->part);
+    error = BoundOutputs(values->w.data() + row * values->k, config_.hidden_size, values->part, values->k,
+                         n.gamma.as<float>(), n.beta.as<float>(), values->scale.as<float>() + row,
+                         values->bias.as<float>() + row, divisor.as<float>(), nullptr);
+  }
+  if (error == cudaSuccess) {
+    error = PackMatrix(half.data(), DataType::kFloat16, out->k, out->part, true, Element::kFloat8, w.data(), out->k,
+                       scale.as<float>(), nullptr, divisor.as<float>());
+  }
+  if (error == cudaSuccess) error = cudaDeviceSynchronize();  // what it was packed from goes now
+  if (error != cudaSuccess) return FromCuda(error, "joining values with what projects them");
+  out->w.Swap(&w);
+  out->scale.Swap(&scale);
+  out->half.Free();
+  out->bias_half.Free();
+  out->element = Element::kFloat8;
+  values->bounded_values = true;
   return Status();
 }
 

@@ -97,7 +97,7 @@ void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const ch
   Gemm whole = g;
   whole.out = rows->states;
   whole.residual = rows->states;
-  if (rows->count >= kFusedRows && g.k <= g.n && GemmNormFits(machine_, whole, n)) {
+  if (rows->count >= kFusedRows && g.k <= g.n && GemmNormFits(machine_, whole, n, rows->quantized)) {
     whole.reversed = Turn(w, rows);
     return Check(w, RunGemmNorm(machine_, whole, n, rows->quantized, w->stream), doing);
   }
@@ -161,6 +161,7 @@ void CudaBackend::Linear(Workspace* workspace, Span span, Slot, const PackedLine
   const auto& linear = static_cast<const CudaLinear&>(weight);
   if (out == Slot::kQkv && w->first_in_place) parts.begin = 0;
   if (out == Slot::kFirstQuery && w->first_in_place) return;
+  w->float8_context = linear.bounded_values;
   Gemm g = Product(linear, parts.begin, parts.end - parts.begin);
   if (out == Slot::kFirstQuery) {
     g.out = w->first_query;
@@ -188,6 +189,7 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
   a.head_size = config_.hidden_size / config_.num_heads;
   a.context = every ? w->all.context : w->first.context;
   a.ld_context = pitch_;
+  a.float8_context = w->float8_context;
   a.reversed = every && Turn(w, &w->all);
   Check(w, RunAttention(machine_, element_, a, w->stream), "attending");
 }
@@ -252,7 +254,7 @@ void CudaBackend::LinearAddNorm(Workspace* workspace, Span span, Slot, const Pac
   Gemm g = Product(linear, 0, 1);
   g.x = rows->context;
   g.ldx = pitch_;
-  if (linear.element == Element::kFloat8) {  // F equals H: the matrix looked like a feed-forward one
+  if (linear.half.data() != nullptr) {  // F equals H, and the last layer: it looked like a feed-forward matrix
     g.in = Element::kHalf;
     g.w = linear.half.data();
     g.w_scale = nullptr;

@@ -1,5 +1,6 @@
 // The search for the fastest kernel of each product.
 #include <algorithm>
+#include <tuple>
 
 #include "cuda/backend.h"
 #include "cuda/lt.h"
@@ -31,15 +32,17 @@ Status CudaBackend::Tune(const std::vector<int32_t>& token_counts) {
       error = FillNoise(element_, x.data(), static_cast<int64_t>(m) * std::max(pitch_, wide_), nullptr);
     if (error == cudaSuccess) error = cudaDeviceSynchronize();
     status = FromCuda(error, "making room to tune " + std::to_string(m) + " tokens");
-    std::vector<std::pair<int, int>> done;
+    using Kind = std::tuple<int, int, Element>;
+    const auto kind_of = [](const CudaLinear& l) { return Kind(l.part * l.parts, l.k, l.element); };
+    std::vector<Kind> done;
     for (size_t first = 0; first < packed_.size() && status.ok(); ++first) {
       const CudaLinear& linear = *packed_[first];
-      const std::pair<int, int> size(linear.part * linear.parts, linear.k);
-      if (linear.outputs == config_.num_labels || std::find(done.begin(), done.end(), size) != done.end()) continue;
-      done.push_back(size);
+      const Kind kind = kind_of(linear);
+      if (linear.outputs == config_.num_labels || std::find(done.begin(), done.end(), kind) != done.end()) continue;
+      done.push_back(kind);
       std::vector<const void*> weights;
       for (const CudaLinear* other : packed_) {
-        if (std::pair<int, int>(other->part * other->parts, other->k) == size) weights.push_back(other->w.data());
+        if (kind_of(*other) == kind) weights.push_back(other->w.data());
       }
       Gemm g = Product(linear, 0, linear.parts);
       const bool up = linear.parts == 1 && linear.outputs == config_.intermediate_size;
