@@ -99,8 +99,8 @@ class Backend {
   virtual Status PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
                                 std::unique_ptr<EmbeddingTables>* packed) = 0;
   // Once all weights are there, for every layer but the last. `norm`: whose results queries, keys and values are of.
-  virtual Status JoinLayer(const NormParameters& norm, PackedLinear* qkv, PackedLinear* attention_out) {
-    (void)norm, (void)qkv, (void)attention_out;
+  virtual Status JoinLayer(int32_t layer, const NormParameters& norm, PackedLinear* qkv, PackedLinear* attention_out) {
+    (void)layer, (void)norm, (void)qkv, (void)attention_out;
     return Status();
   }
 

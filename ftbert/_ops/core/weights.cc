@@ -212,9 +212,9 @@ Status WeightCollector::Finish(Weights* weights) {
     return Status(Code::kInvalidArgument, "The model is incomplete: missing " + missing + ".");
   }
   const NormParameters* norm = weights_.embedding_norm.get();
-  for (size_t l = 0; l + 1 < weights_.layers.size(); ++l) {
+  for (int32_t l = 0; l + 1 < config_.num_layers; ++l) {
     const LayerWeights& layer = weights_.layers[l];
-    const Status status = backend_->JoinLayer(*norm, layer.qkv.get(), layer.attention_out.get());
+    const Status status = backend_->JoinLayer(l, *norm, layer.qkv.get(), layer.attention_out.get());
     if (!status.ok()) return status;
     norm = layer.output_norm.get();
   }

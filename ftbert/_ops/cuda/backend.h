@@ -120,7 +120,8 @@ class CudaBackend final : public Backend {
   Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) override;
   Status PackEmbeddings(const SourceTable& words, const SourceTable& positions, const SourceTable& segments,
                         std::unique_ptr<EmbeddingTables>* packed) override;
-  Status JoinLayer(const NormParameters& norm, PackedLinear* qkv, PackedLinear* attention_out) override;
+  Status JoinLayer(int32_t layer, const NormParameters& norm, PackedLinear* qkv,
+                   PackedLinear* attention_out) override;
 
   // run.cc
   Status NewWorkspace(std::unique_ptr<Workspace>* workspace) override;

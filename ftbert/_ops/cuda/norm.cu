@@ -145,7 +145,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
-template <typename T, int kPieces>
+// kSummed: as Norm::summed. Asked at run time it would part the loads, which then wait for one another.
+template <typename T, int kPieces, bool kSummed>
 __global__ void __launch_bounds__(kWarps * 32)
     AddNormWarpPerRow(const Norm n, int rows, T* states, const T* delta, const Quantized quantized) {
   const int lane = threadIdx.x % 32;
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       for (int c = 0; c < 8; ++c) x[i][c] = d[i][c] = 0.f;
       if (column >= n.width) continue;
       Load8(delta + row * n.pitch + column, d[i]);
-      if (!n.summed) Load8(states + row * n.pitch + column, x[i]);
+      if (!kSummed) Load8(states + row * n.pitch + column, x[i]);
     }
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   } else {
     // A lane reads and writes the same columns, and reads each for the last time just before it writes it.
     const auto value = [&](int i) {
-      return (n.summed ? 0.f : ToFloat(states[row * n.pitch + i])) + ToFloat(delta[row * n.pitch + i]);
+      return (kSummed ? 0.f : ToFloat(states[row * n.pitch + i])) + ToFloat(delta[row * n.pitch + i]);
     };
     FinishAnyRow<T>(value, n, row, lane, states, quantized);
   }
@@ -224,8 +225,9 @@ cudaError_t AddNormTyped(const Machine& machine, const Norm& n, int rows, void* 
                          const Quantized& quantized, cudaStream_t stream) {
   return WithPieces(n.width, [&](auto tag) {
     constexpr int kPieces = decltype(tag)::value;
-    return Launch(RowShape(machine, rows, stream), AddNormWarpPerRow<T, kPieces>, n, rows, static_cast<T*>(states),
-                  static_cast<const T*>(delta), quantized);
+    return Launch(RowShape(machine, rows, stream),
+                  n.summed ? AddNormWarpPerRow<T, kPieces, true> : AddNormWarpPerRow<T, kPieces, false>, n, rows,
+                  static_cast<T*>(states), static_cast<const T*>(delta), quantized);
   });
 }
 
