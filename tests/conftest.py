@@ -51,3 +51,12 @@ def client(known):
     made = Client(create_app(known, ServeOptions(max_texts=4, max_characters=60, max_body_bytes=2048)))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def google(tmp_path_factory):
+    """A folder as run_classifier leaves it, and its arrays."""
+    import models
+
+    folder = tmp_path_factory.mktemp("google")
+    return folder, models.google_folder(folder)

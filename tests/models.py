@@ -6,8 +6,9 @@ import struct
 import numpy as np
 from numpy_bert import random_weights, run_batch
 
+from ftbert import FastBertClassifier
 from ftbert._ops import Weight
-from ftbert.checkpoint import CheckpointWriter, save_model_folder
+from ftbert.checkpoint import CheckpointWriter, load_model_folder, save_model_folder
 from ftbert.checkpoint.names import huggingface_names
 from ftbert.config import BertConfig
 from ftbert.tokenization import Tokenizer
@@ -110,3 +111,20 @@ def our_folder(folder, labels=LABELS, config=CONFIG, seed=0, has_pooler=True, **
 def oracle(arrays, batch, want, config=CONFIG):
     """One output of a packed batch, by plain numpy in fp64."""
     return run_batch(config, arrays, batch, (want,))[want]
+
+
+def values(folder):
+    """Every weight by name, kernels as (in, out), fp32."""
+    return {
+        weight.name: weight.array.T if weight.transposed and weight.name.endswith("/kernel") else weight.array
+        for weight in load_model_folder(str(folder)).weights()
+    }
+
+
+def same(got, expected):
+    return set(got) == set(expected) and all(np.array_equal(got[name], array) for name, array in expected.items())
+
+
+def load(folder, runtime="direct", **options):
+    """A classifier on the CPU."""
+    return FastBertClassifier.load(str(folder), device="cpu", runtime=runtime, **options)
