@@ -148,8 +148,8 @@ inline void CheckEmbed(const Machine& machine, Element element, const std::vecto
   cudaFree(device_tokens), cudaFree(device_rows), cudaFree(ranges), cudaFree(row_ranges);
 }
 
-// The product with the norm in it: x (m, k), n columns, in place of the residual. fp8: states in fp16 and fp8.
-inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int k, bool reversed) {
+// The product with the norm in it: x (m, k), n columns, in place of the residual. quantizes: an fp8 copy as well.
+inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int k, bool quantizes, bool reversed) {
   const bool float8 = in == Element::kFloat8;
   const Element out = float8 ? Element::kHalf : in;
   Matrix x(in, m, k), w(in, n, k), bias(Element::kFloat, 1, n), gamma(Element::kFloat, 1, n);
@@ -189,7 +189,7 @@ inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int 
   norm.gamma = static_cast<float*>(gamma.device), norm.beta = static_cast<float*>(beta.device);
   norm.epsilon = 1e-12f, norm.width = n, norm.pitch = n;
   Quantized q;
-  if (float8) {
+  if (quantizes) {
     q.values = static_cast<uint8_t*>(values.device), q.scale = static_cast<float*>(scale.device);
     q.norm = static_cast<float*>(length.device);
   }
@@ -202,7 +202,7 @@ inline void CheckGemmNorm(const Machine& machine, Element in, int m, int n, int 
   CHECK_CUDA(RunGemmNorm(machine, g, norm, q, nullptr));
   CHECK_CUDA(cudaDeviceSynchronize());
   Report(what, expected, states.Download(), Tolerance(out));
-  if (!float8) return;
+  if (!quantizes) return;
   std::vector<float> got = values.Download();
   const std::vector<float> scales = scale.Download();
   for (size_t i = 0; i < got.size(); ++i) got[i] *= scales[i / n];

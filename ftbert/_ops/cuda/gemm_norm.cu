@@ -1,11 +1,11 @@
 // A product of many rows, its residual and the layer norm of the sum, in one kernel on Hopper.
 //
 // Contract: states (M, N) = norm(x (M, K) w (N, K)^T + bias + states), in place; N = 512, 768 or 1,024. Types of 16
-// bits; or x and w fp8 (w with a scale for each output, x without any) and states fp16, with an fp8 copy. A cluster of
-// N / 256 CTAs holds 128 whole rows, 256 columns each; in a CTA two multiplying warpgroups take 64 rows each and keep
-// their sums in registers. Each CTA sends what it knows of a row (mean and squares of its columns; with fp8 also its
-// largest value and its length) into the shared memory of all CTAs, where it completes an mbarrier. Sums are not
-// rounded to 16 bits before they are normalized.
+// bits, or x and w fp8 (w with a scale for each output, x without any); of fp16 states an fp8 copy may be wanted. A
+// cluster of N / 256 CTAs holds 128 whole rows, 256 columns each; in a CTA two multiplying warpgroups take 64 rows each
+// and keep their sums in registers. Each CTA sends what it knows of a row (mean and squares of its columns; where an
+// fp8 copy is wanted also its largest value and its length) into the shared memory of all CTAs, where it completes an
+// mbarrier. Sums are not rounded to 16 bits before they are normalized.
 #include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
 #include "cuda/tensor_map.h"
@@ -69,7 +69,7 @@ __device__ __forceinline__ float QuadMax(float x) {
 
 #endif
 
-template <typename In, typename T>
+template <typename In, typename T, bool kQuantizes>
 __global__ void __launch_bounds__(384, 1)
     GemmNorm(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
              const __grid_constant__ CUtensorMap states_map, const __grid_constant__ CUtensorMap quantized_map,
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(384, 1)
 #if FTBERT_HOPPER
   using Sizes = NormSizes<In, T>;
   using End = typename Sizes::End;
-  constexpr bool kScaled = Sizes::kScaled, kQuantizes = kScaled;
+  constexpr bool kScaled = Sizes::kScaled;
   constexpr int kStages = Sizes::kStages, kSlice = 128 / sizeof(In), kParts = End::kParts;
   const uint32_t base = (SharedAddress(DynamicShared()) + 1023u) & ~1023u;
   const uint32_t buffers = base + kStages * Sizes::kStageBytes, columns = buffers + Sizes::kBuffers * Sizes::kEach;
@@ -327,11 +327,11 @@ __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-template <typename In, typename T>
+template <typename In, typename T, bool kQuantizes>
 cudaError_t LaunchNorm(const Machine& machine, const Gemm& g, const Norm& norm, const Quantized& quantized,
                        cudaStream_t stream) {
   using Sizes = NormSizes<In, T>;
-  const auto kernel = GemmNorm<In, T>;
+  const auto kernel = GemmNorm<In, T, kQuantizes>;
   static std::atomic<uint64_t> allowed{0};
   cudaError_t error = AllowShared(machine, reinterpret_cast<const void*>(kernel), Sizes::kShared, &allowed);
   CUtensorMap x_map, w_map, states_map, quantized_map;
@@ -339,7 +339,7 @@ cudaError_t LaunchNorm(const Machine& machine, const Gemm& g, const Norm& norm, 
   if (error == cudaSuccess) error = MakeTensorMap(&w_map, g.in, g.w, g.n, g.k, g.k, kColumns);
   if (error == cudaSuccess) error = MakeTensorMap(&states_map, g.out_type, g.out, g.m, g.n, g.ldo, 16);
   quantized_map = states_map;
-  if (Sizes::kScaled && error == cudaSuccess) {
+  if (kQuantizes && error == cudaSuccess) {
     error = MakeTensorMap(&quantized_map, Element::kFloat8, quantized.values, g.m, g.n, norm.pitch, 16);
   }
   if (error != cudaSuccess) return error;
@@ -361,24 +361,27 @@ cudaError_t LaunchNorm(const Machine& machine, const Gemm& g, const Norm& norm, 
 
 bool GemmNormFits(const Machine& machine, const Gemm& g, const Norm& norm, const Quantized& quantized) {
   const int ctas = g.n / kColumns;
+  const bool quantizes = quantized.values != nullptr;
   const bool float8 = g.in == Element::kFloat8 && g.out_type == Element::kHalf && g.x_scale.values == nullptr;
-  const bool narrow = (g.in == Element::kHalf || g.in == Element::kBFloat) && g.out_type == g.in;
-  return machine.hopper && machine.clusters && (quantized.values != nullptr ? float8 : narrow) &&
+  const bool half = g.in == Element::kHalf && g.out_type == Element::kHalf;
+  const bool bfloat = g.in == Element::kBFloat && g.out_type == Element::kBFloat;
+  return machine.hopper && machine.clusters && (half || (quantizes ? float8 : bfloat)) &&
          g.n % kColumns == 0 && norm.width == g.n && g.act == 0 && g.residual == g.out &&
          g.residual_rows == nullptr && ctas > 1 && ctas <= kMostCtas && machine.norm_clusters[ctas] > 0;
 }
 
 cudaError_t RunGemmNorm(const Machine& machine, const Gemm& g, const Norm& norm, const Quantized& quantized,
                         cudaStream_t stream) {
-  if (g.in == Element::kFloat8) return LaunchNorm<Float8, Half>(machine, g, norm, quantized, stream);
-  return g.in == Element::kBFloat ? LaunchNorm<BFloat, BFloat>(machine, g, norm, quantized, stream)
-                                  : LaunchNorm<Half, Half>(machine, g, norm, quantized, stream);
+  if (g.in == Element::kFloat8) return LaunchNorm<Float8, Half, true>(machine, g, norm, quantized, stream);
+  if (g.in == Element::kBFloat) return LaunchNorm<BFloat, BFloat, false>(machine, g, norm, quantized, stream);
+  return quantized.values != nullptr ? LaunchNorm<Half, Half, true>(machine, g, norm, quantized, stream)
+                                     : LaunchNorm<Half, Half, false>(machine, g, norm, quantized, stream);
 }
 
 cudaError_t FindNormClusters(int (&clusters)[5]) {
   cudaError_t error = cudaSuccess;
   for (int ctas = 2; ctas <= kMostCtas && error == cudaSuccess; ++ctas) {
-    error = FindClusters(GemmNorm<Float8, Half>, ctas, 384, NormSizes<Float8, Half>::kShared, &clusters[ctas]);
+    error = FindClusters(GemmNorm<Float8, Half, true>, ctas, 384, NormSizes<Float8, Half>::kShared, &clusters[ctas]);
   }
   return error;
 }
