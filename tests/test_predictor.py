@@ -13,7 +13,7 @@ from tolerances import RUNTIME_TOLERANCE
 
 from ftbert import Prediction
 from ftbert.batching import pack
-from ftbert.errors import ClosedError, ConfigError, InputError, UnavailableError
+from ftbert.errors import ClosedError, ConfigError, InputError
 from ftbert.prediction import predictions_from_scores, scores_from_logits
 
 
@@ -274,61 +274,6 @@ def test_wrong_ids_are_the_callers_error(google, runtime):
             for call in (loaded.predict_ids, loaded.encode_ids):
                 with pytest.raises(InputError, match="Expected a PackedBatch"):
                     call(wrong)
-
-
-# Models without a classifier
-
-
-def test_an_encoder_encodes_and_says_what_it_lacks(tmp_path):
-    arrays = models.google_folder(tmp_path, num_labels=0)
-    texts = models.texts(9)
-    with load(tmp_path) as loaded:
-        expected = models.oracle(arrays, loaded.tokenize(texts).batch, "pooled")
-        assert np.abs(loaded.encode(texts) - expected).max() <= 1e-5
-        for call in (loaded.predict, loaded.predict_proba, loaded.predict_stream):
-            with pytest.raises(UnavailableError, match=r"no classifier.*encode\(\).*Fine-tune"):
-                call(texts)
-        with pytest.raises(ConfigError, match="pooling: expected one of pooled, first, mean"):
-            loaded.encode(texts, pooling="max")
-        assert "encode() only" in loaded._repr_html_() and "0 labels" in repr(loaded)
-
-
-def test_an_encoder_without_a_pooler(tmp_path, runtime):
-    models.our_folder(tmp_path / "m", labels=[], has_pooler=False)
-    with load(tmp_path / "m", runtime) as loaded:
-        assert loaded.encode(["a"], "mean").shape == (1, 48) and loaded.encode(["a"], "first").shape == (1, 48)
-        with pytest.raises(UnavailableError, match="no pooler: choose"):
-            loaded.encode(["a"])
-
-
-# Saving
-
-
-@pytest.mark.parametrize("kind", ["google", "google fp16", "huggingface", "ours"])
-def test_saved_and_loaded_predicts_bitwise_the_same(tmp_path, kind):
-    source, saved = tmp_path / "source", tmp_path / "saved"
-    if kind == "huggingface":
-        models.huggingface_folder(source)
-    elif kind == "ours":
-        models.our_folder(source, max_length=20, truncation="tail", extra={"accuracy": 0.93})
-    else:
-        models.google_folder(source, dtype=np.float16 if "fp16" in kind else np.float32)
-    texts = models.texts(200, longest=30)
-    with load(source) as first:
-        first.save(str(saved))
-        with load(saved) as second:
-            assert second.folder.kind == "ftbert" and second.labels == first.labels
-            assert second.tokenizer.settings() == first.tokenizer.settings()
-            assert (second.max_length, second.truncation) == (first.max_length, first.truncation)
-            assert np.array_equal(first.predict_proba(texts), second.predict_proba(texts))
-            assert np.array_equal(first.encode(texts), second.encode(texts))
-        first.save(str(saved))  # again, over what is there
-    if kind == "ours":
-        assert json.loads((saved / "ftbert.json").read_text())["accuracy"] == 0.93
-        with load(saved) as again:
-            again.save(str(saved))  # over its own source
-            assert again.predict(texts)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "source"]
 
 
 def test_words_about_it(classifier, google):

@@ -58,9 +58,9 @@ Plan SharedPlan(const Machine& machine, const Gemm& g) {
   const bool long_k = Slices(g) >= kLongSlices;
   if (!machine.clusters || g.m <= (long_k ? kLeastSharedRows : kSplitRows)) return best;
   for (const SharedTile& tile : kSharedTiles) {
-    const int tiles = CeilDiv(g.m, tile.rows) * CeilDiv(g.n, kSharedColumns);
+    const int tiles = CeilDiv(g.m, SharedRows(tile.variant)) * CeilDiv(g.n, kSharedColumns);
     const Plan plan{Family::kShared, tile.variant, tile.split};
-    const bool enough = long_k || (tile.rows == 64 && tile.split == 2 && 2 * Slices(g) >= kLongSlices);
+    const bool enough = long_k || (tile.variant == 0 && tile.split == 2 && 2 * Slices(g) >= kLongSlices);
     if (tiles * tile.split <= machine.sms && enough && CanRun(plan, g)) best = plan;
   }
   return best;
@@ -226,7 +226,7 @@ std::string PlanName(const Plan& plan) {
     case Family::kSplit:
       return "split " + std::to_string(kSplitTokens[plan.variant]) + "/" + std::to_string(plan.split);
     case Family::kShared:
-      return "shared " + std::to_string(64 * (1 + plan.variant)) + "x" + std::to_string(kSharedColumns) + "/" +
+      return "shared " + std::to_string(SharedRows(plan.variant)) + "x" + std::to_string(kSharedColumns) + "/" +
              std::to_string(plan.split);
     case Family::kLt:
       return "cublaslt " + std::to_string(plan.variant);

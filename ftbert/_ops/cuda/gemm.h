@@ -165,12 +165,13 @@ constexpr int kRuledRows = 128;
 constexpr int kSplitTokens[] = {32, 64};
 constexpr int kSplitVariants = 2;
 
-// Columns of a tile whose K a cluster shares; its rows, and how many CTAs may be in the cluster.
+// Tiles whose K a cluster shares: their columns, the rows of a variant, and how many CTAs may be in the cluster.
 constexpr int kSharedColumns = 96;
+constexpr int SharedRows(int variant) { return 64 * (1 + variant); }
 struct SharedTile {
-  int variant, rows, split;
+  int variant, split;
 };
-constexpr SharedTile kSharedTiles[] = {{1, 128, 2}, {0, 64, 2}, {0, 64, 3}, {0, 64, 6}};
+constexpr SharedTile kSharedTiles[] = {{1, 2}, {0, 2}, {0, 3}, {0, 6}};
 
 // Launch with the attribute that lets the kernel start before the one before it has ended.
 struct LaunchShape {

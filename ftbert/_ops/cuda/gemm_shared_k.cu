@@ -18,7 +18,7 @@ constexpr int kStages = 7;  // with four or five, two CTAs fit into a multiproce
 
 template <int kGroups, int kSplit>
 struct SharedSizes {
-  static constexpr int kRows = 64 * kGroups, kSenders = 128 * kGroups, kThreads = kSenders + 32;
+  static constexpr int kRows = SharedRows(kGroups - 1), kSenders = 128 * kGroups, kThreads = kSenders + 32;
   static constexpr int kStageBytes = (kRows + kColumns) * 128;
   static constexpr int kPieces = kColumns / 8 / kSplit;  // of 8 columns, that each CTA finishes
   static constexpr int kInbox = (kSplit - 1) * kPieces * kSenders * 16;
