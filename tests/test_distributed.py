@@ -173,9 +173,15 @@ def test_a_workers_error_comes_back_as_it_is_and_nothing_is_left(cluster, model,
     with pytest.raises(InputError, match="got null in row 1"):
         predict(str(tmp_path / "null.jsonl"), model, str(tmp_path / "out"), progress=False)
     (tmp_path / "good.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises((CheckpointError, InputError), match="nowhere"):
+    with pytest.raises((CheckpointError, InputError), match="nowhere") as kept:
         predict(str(tmp_path / "good.jsonl"), "/nowhere/model", str(tmp_path / "out"), progress=False)
     assert sorted(os.listdir(str(tmp_path))) == ["good.jsonl", "null.jsonl"]
+    # Whoever keeps the error keeps no actor: the next call may need the processors.
+    end = time.monotonic() + 30
+    while time.monotonic() < end and ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], "an actor is left"
+    assert isinstance(kept.value.__cause__, ray.exceptions.RayError)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ rows are counted.
 """
 
 import contextlib
+import gc
 import os
 import re
+import traceback
+import types
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple, Union
 
 from ftbert import errors
@@ -250,7 +253,8 @@ def _own_errors(path: Optional[str], kind: Optional[str]) -> Iterator[None]:
     import ray.exceptions
 
     try:
-        yield
+        with _released_actors():
+            yield
     except (ray.exceptions.RayError, pyarrow.ArrowException, OSError) as error:
         # A worker's error is found in the traceback that Ray's error carries as text.
         found = re.findall(r"ftbert\.errors\.(\w+): (.+)", str(error))
@@ -263,3 +267,37 @@ def _own_errors(path: Optional[str], kind: Optional[str]) -> Iterator[None]:
             if wrong is not None:
                 raise InputError(wrong) from error
         raise
+
+
+@contextlib.contextmanager
+def _released_actors() -> Iterator[None]:
+    """Ends the actors of work that failed or was interrupted.
+
+    Ray Data ends them by forgetting their handles, but frames of its threads, which the error's traceback leads to,
+    still hold some: whoever keeps the error, as a notebook does, would keep processors and cards from the next call.
+    """
+    try:
+        yield
+    except BaseException as error:
+        seen: List[BaseException] = []
+        chain: List[Optional[BaseException]] = [error]
+        while chain:
+            one = chain.pop()
+            if one is None or one in seen:
+                continue
+            seen.append(one)
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                _clear(frame)
+            chain += [one.__cause__, one.__context__]
+        gc.collect()  # what the frames held refers to itself
+        raise
+
+
+def _clear(frame: Optional[types.FrameType]) -> None:
+    """Forgets the variables of a frame and of its callers, up to one that still runs."""
+    while frame is not None:
+        try:
+            frame.clear()
+        except RuntimeError:
+            return
+        frame = frame.f_back
