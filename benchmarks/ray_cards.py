@@ -30,14 +30,14 @@ import urllib.request
 
 import common
 import numpy as np
-from multi_gpu import MODELS, cards, used_memory
-from serve_load import device_name, python_path, random_texts
+from multi_gpu import MODELS, cards
+from ray_cluster import RayCluster, Watch, processes
+from ray_rows import Expected, check_output, write_input
+from serve_load import device_name, random_texts
 
 from ftbert import FastBertClassifier
 from ftbert.distributed import deployment, predict
 
-MARK = 'a,"b"\n我'  # what a careless reader or writer would change
-STORE = 256 * 1024 * 1024
 REQUEST = 64  # texts
 
 
@@ -50,178 +50,6 @@ def reference(folder, load, texts):
         scores = classifier.predict_proba(texts)
         rate = len(texts) / (time.perf_counter() - began)
         return sorted(cards()), classifier.engine, np.asarray(scores), list(classifier.labels), rate
-
-
-class Expected:
-    """What must come out: row number n holds text n * 7919 modulo the number of texts."""
-
-    def __init__(self, texts, scores, labels, tolerance):
-        self.texts = texts
-        self.scores = scores
-        self.number = {label: index for index, label in enumerate(labels)}
-        self.tolerance = tolerance
-
-    def index(self, rows):
-        return np.asarray(rows) * 7919 % len(self.texts)
-
-    def wrong(self, indices, labels, scores):
-        """How many answers are not those of the texts: another label (unless the two are as good as level), or a score
-        that is off."""
-        indices, got = np.asarray(indices), np.array([self.number[label] for label in labels])
-        theirs = self.scores[indices]
-        best = theirs.max(axis=1)
-        off = best - theirs[np.arange(len(got)), got] > 2 * self.tolerance
-        return int((off | (np.abs(best - np.asarray(scores, np.float64)) > self.tolerance)).sum())
-
-
-def tables(kind, folder):
-    import pyarrow
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    for path in sorted(glob.glob(os.path.join(folder, "*." + kind))):
-        if kind == "parquet":
-            yield pyarrow.parquet.read_table(path)
-        elif kind == "csv":
-            types = {name: pyarrow.string() for name in ("id", "text", "note", "label", "score", "truncated")}
-            yield pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=types),
-            )
-        else:
-            yield pyarrow.json.read_json(path)
-
-
-def write_input(kind, folder, rows, files, expected):
-    import pyarrow
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    os.makedirs(folder)
-    for number, part in enumerate(np.array_split(np.arange(rows), files)):
-        table = pyarrow.table({
-            "id": ["%08d" % row for row in part],
-            "text": [expected.texts[index] for index in expected.index(part)],
-            "note": [MARK if row % 7 == 0 else "" for row in part],
-        })  # fmt: skip
-        path = os.path.join(folder, "part-%03d.%s" % (number, kind))
-        if kind == "parquet":
-            pyarrow.parquet.write_table(table, path)
-        elif kind == "csv":
-            pyarrow.csv.write_csv(table, path)
-        else:
-            with open(path, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
-
-
-def check_output(kind, folder, rows, expected):
-    """Counts what is lost, repeated, changed and wrong; all zero is what is wanted."""
-    seen, changed, wrong = [], 0, 0
-    for table in tables(kind, folder):
-        columns = {name: table.column(name).to_pylist() for name in ("id", "text", "note", "label", "score")}
-        part = np.array([int(value) for value in columns["id"]])
-        indices = expected.index(part)
-        changed += sum(
-            text != expected.texts[index] or (note or "") != (MARK if row % 7 == 0 else "")
-            for row, index, text, note in zip(part, indices, columns["text"], columns["note"])
-        )
-        wrong += expected.wrong(indices, columns["label"], [float(score) for score in columns["score"]])
-        seen.append(part)
-    counts = np.bincount(np.concatenate(seen), minlength=rows) if seen else np.zeros(rows, int)
-    return {
-        "rows_out": int(counts.sum()), "lost": int((counts == 0).sum()), "repeated": int((counts > 1).sum()),
-        "changed": int(changed), "wrong_answers": wrong,
-    }  # fmt: skip
-
-
-def processes(word):
-    """Process ids of Ray's actors whose title has this word."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open("/proc/%s/cmdline" % name, "rb") as file:
-                    title = file.read().replace(b"\0", b" ").decode("utf-8", "replace")
-            except OSError:
-                continue
-            if title.startswith("ray::") and word in title:
-                found.append(int(name))
-    return sorted(found)
-
-
-class Watch(threading.Thread):
-    """While it runs: the largest growth of our cards' memory, MiB, and the most actors at a time."""
-
-    def __init__(self, word, ids):
-        super().__init__(daemon=True)
-        self._word, self._stop_now = word, threading.Event()
-        self._ours = {"cuda:%d" % place for place in range(len(ids))}  # the first that are visible
-        self._before = used_memory()
-        self.grown, self.actors = {}, set()
-        self.most = 0
-
-    def run(self):
-        while not self._stop_now.wait(0.2):
-            for card, used in used_memory().items():
-                if card in self._ours:  # others may work on others
-                    self.grown[card] = max(self.grown.get(card, 0), used - self._before.get(card, 0))
-            here = processes(self._word)
-            self.actors.update(here)
-            self.most = max(self.most, len(here))
-
-    def finish(self):
-        self._stop_now.set()
-        self.join()
-        return {
-            "actors_at_a_time": self.most, "actors_in_all": len(self.actors),
-            "cards_at_work": sum(grown >= 100 for grown in self.grown.values()) if self.grown else None,
-        }  # fmt: skip
-
-
-class RayCluster:
-    """A head without cards and a node for each card; on the CPU nodes of two processors."""
-
-    def __init__(self, device, ids):
-        import ray
-        from ray.cluster_utils import Cluster
-
-        os.environ["PYTHONPATH"] = os.pathsep.join([common.HERE, python_path()])
-        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
-        self._on_cards = device != "cpu"
-        self._made = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 4, "num_gpus": 0, "object_store_memory": STORE, "include_dashboard": False},
-        )
-        self.nodes = {card: self._node(card) for card in ids}
-        ray.init(address=self._made.address, logging_level="error", log_to_driver=False)
-
-    def _node(self, card):
-        if not self._on_cards:
-            return self._made.add_node(num_cpus=2, num_gpus=0, object_store_memory=STORE)
-        return self._made.add_node(
-            num_cpus=3, num_gpus=1, object_store_memory=STORE, env_vars={"CUDA_VISIBLE_DEVICES": card}
-        )
-
-    def kill_node(self):
-        """Kills one node with all of its processes. Where no other has a card, a new node joins with it."""
-        card, node = sorted(self.nodes.items())[-1]
-        self._made.remove_node(node, allow_graceful=False)
-        del self.nodes[card]
-        if not self.nodes:
-            self.heal([card])
-
-    def heal(self, ids):
-        for card in ids:
-            if card not in self.nodes:
-                self.nodes[card] = self._node(card)
-
-    def stop(self):
-        import ray
-
-        ray.shutdown()
-        self._made.shutdown()
 
 
 def offline(cluster, kind, fault, given, ids, folder, expected, options):
