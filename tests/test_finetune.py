@@ -19,6 +19,7 @@ from training_runs import (  # noqa: E402
     DEV,
     TINY,
     TRAIN,
+    TWO_LAYERS,
     WORDS,
     assert_same,
     kill_apart,
@@ -33,7 +34,7 @@ from training_runs import (  # noqa: E402
 def trained(tmp_path_factory):
     """A finished run of four epochs, which learns the task."""
     folder = tmp_path_factory.mktemp("trained") / "model"
-    return run(folder, epochs=4, tensorboard=True)
+    return run(folder, epochs=4, tensorboard=True, config=TWO_LAYERS)
 
 
 def test_it_learns_and_writes_a_servable_folder(trained):
@@ -125,12 +126,11 @@ def test_two_runs_are_bitwise_equal_and_seeds_differ(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path):
     changes = {"epochs": 4, "metric": "loss", "seed": 5}
-    straight = run_apart("test_finetune", tmp_path / "straight", changes)
     output = tmp_path / "killed"
     # Killed twice: in the second epoch (at once after the first was kept), and a moment into the next ones.
     for wanted, delay in ((1, 0.0), (2, 0.15)):
         kill_apart("test_finetune", output, changes, "epoch", wanted, delay)
-    resumed = run_apart("test_finetune", output, changes)
+    straight, resumed = run_apart("test_finetune", [tmp_path / "straight", output], changes)
     assert_same(tmp_path / "straight", output)
     assert [dict(record, seconds=0) for record in straight] == [dict(record, seconds=0) for record in resumed]
     # And once more: nothing is trained, the folder is written again.
@@ -311,7 +311,7 @@ def test_a_processor_like_googles(tmp_path):
 
 
 def test_bfloat16_trains(tmp_path):
-    result = run(tmp_path / "model", mixed_precision="bfloat16", epochs=4)
+    result = run(tmp_path / "model", mixed_precision="bfloat16", epochs=4, config=TWO_LAYERS)
     assert result.metrics["accuracy"] > 0.8
 
 

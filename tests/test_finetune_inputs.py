@@ -14,7 +14,7 @@ from ftbert.training.vocabulary import build_tokenizer
 
 tf = pytest.importorskip("tensorflow.compat.v1")
 
-from training_runs import DEV, TRAIN, WORDS, make_rows, run  # noqa: E402
+from training_runs import DEV, TRAIN, TWO_LAYERS, WORDS, make_rows, run  # noqa: E402
 
 
 def write(path, text):
@@ -92,7 +92,7 @@ def test_the_examination_remarks_on_traps():
         ({"class_weights": "even"}, "class_weights"),
         ({"class_weights": {"fruit": 0}}, "positive numbers"),
         ({"class_weights": {"stone": 2.0}}, "'stone' is none of the labels"),
-        ({"freeze": 9}, "the model has 2 layers"),
+        ({"freeze": 9, "config": TWO_LAYERS}, "the model has 2 layers"),
         ({"freeze": -1}, "freeze"),
         ({"labels": ["fruit", "fruit", "animal", "colour"]}, "named twice"),
         ({"accumulation": 17}, "accumulation"),

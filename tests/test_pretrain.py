@@ -141,7 +141,8 @@ def test_texts_from_lines_tables_and_lists(tmp_path):
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A run long enough to learn something: a word tells others of its row."""
-    return run(tmp_path_factory.mktemp("pretrained") / "base", epochs=25, whole_word=True, tensorboard=True)
+    options = {"epochs": 25, "whole_word": True, "tensorboard": True, "config": finetuning.TWO_LAYERS}
+    return run(tmp_path_factory.mktemp("pretrained") / "base", **options)
 
 
 def test_it_learns_and_fine_tuning_starts_from_it(pretrained, tmp_path):
@@ -220,7 +221,7 @@ def test_two_runs_are_bitwise_equal_and_seeds_differ(tmp_path):
 
 
 def test_several_devices_and_micro_batches(tmp_path):
-    options = {"epochs": 1, "dropout": 0.0, "config": dict(TINY["config"], num_hidden_layers=1)}
+    options = {"epochs": 1, "dropout": 0.0}
     one = run(tmp_path / "one", **options)
     two, again = (run(tmp_path / name, devices=2, **options) for name in ("two", "again"))
     finetuning.assert_same(two.output, again.output)
@@ -233,14 +234,13 @@ def test_several_devices_and_micro_batches(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path):
     changes = {"epochs": 4, "save_steps": 5, "seed": 5}
-    straight = finetuning.run_apart("test_pretrain", tmp_path / "straight", changes)
-    kept = [5, 10, 14, 15, 20, 25, 28, 30, 35, 40, 42, 45, 50, 55, 56]
-    assert [record["step"] for record in straight] == kept
     output = str(tmp_path / "killed")
     # Killed twice, in the middle of epochs: at once after a state was kept, and a moment later.
     for wanted, delay in ((5, 0.0), (20, 0.05)):
         finetuning.kill_apart("test_pretrain", output, changes, "step", wanted, delay)
-    resumed = finetuning.run_apart("test_pretrain", output, changes)
+    straight, resumed = finetuning.run_apart("test_pretrain", [tmp_path / "straight", output], changes)
+    kept = [5, 10, 14, 15, 20, 25, 28, 30, 35, 40, 42, 45, 50, 55, 56]
+    assert [record["step"] for record in straight] == kept
     finetuning.assert_same(tmp_path / "straight", output)
     # The mean since the last record is of fewer updates where the run was cut off.
     assert [dict(record, train_loss=0) for record in straight] == [dict(record, train_loss=0) for record in resumed]

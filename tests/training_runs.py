@@ -21,10 +21,12 @@ WORDS = {
 }
 FILLERS = ["the", "a", "is", "here", "now", "我", "有", "一个"]
 
+# One layer: TensorFlow takes longer to build the graph of another one, twice or thrice, than to do all else here. What
+# is about layers takes two.
 TINY = {
     "config": {
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": 16,
@@ -44,6 +46,7 @@ TINY = {
     "tensorboard": False,
     "vocab_size": 200,
 }
+TWO_LAYERS = dict(TINY["config"], num_hidden_layers=2)
 
 
 def make_rows(count, seed, pairs=False):
@@ -86,24 +89,24 @@ APART = """
 import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 module = __import__(sys.argv[3])
-result = module.run(sys.argv[4], **json.loads(sys.argv[5]))
-print(json.dumps(result.history))
+print(json.dumps([module.run(output, **json.loads(sys.argv[4])).history for output in sys.argv[5:]]))
 """
 
 
-def start_apart(module, output, changes):
-    """Starts `module.run` in an interpreter of its own; it prints the run's history.
+def start_apart(module, outputs, changes):
+    """Starts `module.run` for each output in an interpreter of its own; it prints the runs' histories.
 
     TensorFlow's pool of threads is the process's, made by its first session: runs are equal bit by bit where their
     pools are, and this process's pool is whatever the tests before asked for.
     """
-    command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module, str(output), json.dumps(changes)]
+    command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module, json.dumps(changes)]
+    command += [str(output) for output in outputs]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
 
-def run_apart(module, output, changes):
-    """The history of a whole run in an interpreter of its own."""
-    process = start_apart(module, output, changes)
+def run_apart(module, outputs, changes):
+    """The histories of whole runs, one after another in an interpreter of their own."""
+    process = start_apart(module, outputs, changes)
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0
     return json.loads(printed.decode().splitlines()[-1])
@@ -111,7 +114,7 @@ def run_apart(module, output, changes):
 
 def kill_apart(module, output, changes, counter, wanted, delay):
     """Kills a run `delay` seconds after its kept state says that `counter` has come to `wanted`."""
-    process = start_apart(module, output, changes)
+    process = start_apart(module, [output], changes)
     progress_path = str(output) + ".training/progress.json"
 
     def counted():

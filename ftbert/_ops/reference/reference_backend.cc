@@ -1,6 +1,7 @@
 // The oracle: BERT in plain loops and double precision, for tests only. Slow on purpose, so that it can be read.
 //
 // fp32 keeps everything in double. The other precisions are refused: kernels are judged against the true values.
+#include <algorithm>
 #include <cmath>
 
 #include "core/backend.h"
@@ -246,10 +247,11 @@ class ReferenceBackend final : public Backend {
   }
 
   static void Product(const double* in, const ReferenceLinear::Part& part, double* out) {
-    for (int64_t n = 0; n < part.cols; ++n) {
-      double sum = part.bias[n];
-      for (int64_t k = 0; k < part.rows; ++k) sum += in[k] * part.kernel[k * part.cols + n];
-      out[n] = sum;
+    // Each sum takes its terms with k ascending; the kernel is read as it lies in memory.
+    std::copy(part.bias.begin(), part.bias.end(), out);
+    for (int64_t k = 0; k < part.rows; ++k) {
+      const double* weights = &part.kernel[k * part.cols];
+      for (int64_t n = 0; n < part.cols; ++n) out[n] += in[k] * weights[n];
     }
   }
 

@@ -5,6 +5,7 @@
 
 #include <sys/mman.h>
 
+#include "cells.h"
 #include "machine.h"
 
 extern char __bss_start, _end;  // variables in shared memory are the kernels' static ones
@@ -12,18 +13,15 @@ extern char __bss_start, _end;  // variables in shared memory are the kernels' s
 namespace emulation {
 namespace {
 
-struct Cell {  // of a byte, of shared memory two; a write's clock of 0: never written
-  Clock write, read[2];
-  uint16_t writer, reader[2], unused;
-};
 constexpr size_t kDeviceBytes = 160 << 20;
 constexpr uint8_t kAllocated = 1, kConstant = 2, kWritten = 4;
 
 char* stacks = nullptr;
 uint8_t *shared = nullptr, *device = nullptr;
 Cell *shared_cells = nullptr, *static_cells = nullptr, *device_cells = nullptr;
-uint8_t* status = nullptr;  // of each byte of device memory
-size_t used = 0;            // bytes of device memory
+uint8_t* shared_differ = nullptr;  // of each line
+uint8_t* status = nullptr;         // of each byte of device memory
+size_t used = 0;                   // bytes of device memory
 long allocations = 0, faults_seen = 0;
 std::unordered_map<const void*, size_t>& sizes = *new std::unordered_map<const void*, size_t>;
 
@@ -35,65 +33,13 @@ T* Map(size_t count) {
   return static_cast<T*>(place);
 }
 
-// Whether an access of who, who knows that much, to one byte is ordered; says what is wrong in `problem`.
-inline void Touch(Cell* cell, bool write, bool is_shared, uint32_t who, Clock clock, const Known& known,
-                  const char** problem) {
-  const auto unordered = [&](Clock at, uint32_t other) {
-    if (at < launched.begin) return false;               // a launch before
-    if (at < launched.cluster_begin) return !is_shared;  // another cluster, which had shared memory of its own
-    return other != who && (!known || (*known)[other] < at);
-  };
-  if (is_shared && !write && cell->write < launched.cluster_begin) *problem = "read before anyone has written it";
-  if (unordered(cell->write, cell->writer)) {
-    *problem = write ? "written, unordered with another's write" : "read, unordered with another's write";
-  }
-  if (write) {
-    for (int i = 0; i < 2; ++i) {
-      if (unordered(cell->read[i], cell->reader[i])) *problem = "written, unordered with another's read";
-    }
-    cell->write = clock, cell->writer = static_cast<uint16_t>(who);
-    cell->read[0] = cell->read[1] = 0;
-  } else {  // keeps the first reader since the latest order and the latest one
-    const int slot = cell->read[0] == 0 || cell->reader[0] == who || !unordered(cell->read[0], cell->reader[0]) ? 0 : 1;
-    cell->read[slot] = clock, cell->reader[slot] = static_cast<uint16_t>(who);
-  }
-}
-
-void Complain(const char* place, uint64_t at, const char* problem, uint32_t who, const Cell& before) {
-  const uint32_t all = launched.threads * launched.cluster;
-  const auto name = [&](uint32_t one) {
-    const uint32_t thread = one % launched.threads, cta = one / launched.threads;
-    if (one < all) return "thread " + std::to_string(thread) + " of CTA " + std::to_string(cta);
-    const uint32_t stores = launched.previous - launched.cluster * ((launched.threads + 31) / 32);
-    return std::string(one >= stores                                    ? "a store of the copy engine"
-                       : one < all + launched.cluster * kMostBarriers ? "the copy engine"
-                                                                      : "a warpgroup's product");
-  };
-  Fault("%s memory, access at %llu: %s; by %s; last written by %s, read by %s", place,
-        static_cast<unsigned long long>(at), problem, name(who).c_str(),
-        name(before.writer).c_str(), name(before.reader[0]).c_str());
-}
-
-// Neighbouring bytes mostly have the same past: it is looked at once.
-void AccessCells(Cell* cells, int64_t bytes, bool write, bool is_shared, uint32_t who, Clock clock,
-                 const Known& known, const char* place, uint64_t at) {
-  for (int64_t i = 0; i < bytes;) {
-    const char* problem = nullptr;
-    const Cell before = cells[i];
-    Cell after = before;
-    Touch(&after, write, is_shared, who, clock, known, &problem);
-    if (problem != nullptr) Complain(place, at, problem, who, before);
-    for (; i < bytes && std::memcmp(&cells[i], &before, sizeof before) == 0; ++i) cells[i] = after;
-    if (problem != nullptr) return;
-  }
-}
-
 }  // namespace
 
 void MapMemory() {
   if (stacks != nullptr) return;
   stacks = Map<char>(kMostFibers * kStackBytes);
   shared = Map<uint8_t>(8 * kSharedSpan), shared_cells = Map<Cell>(4 * kSharedSpan);
+  shared_differ = Map<uint8_t>(8 * kSharedSpan / kLine);
   static_cells = Map<Cell>(&_end - &__bss_start);
   device = Map<uint8_t>(kDeviceBytes), device_cells = Map<Cell>(kDeviceBytes), status = Map<uint8_t>(kDeviceBytes);
 }
@@ -124,16 +70,15 @@ bool AccessShared(Cta* cta, uint32_t address, int bytes, bool write, uint32_t wh
   if (bytes % 2 != 0 || address % (bytes < 16 ? bytes : 16) != 0) {
     Fault("shared memory at %u, %d bytes: not aligned", address, bytes);
   }
-  Cell* const cells = shared_cells + (cta->rank * kSharedSpan + address) / 2;
-  AccessCells(cells, bytes / 2, write, true, who, clock, known, "shared", address);
+  AccessLines(shared_cells, shared_differ, cta->rank * kSharedSpan + address, bytes, write, who, clock, known, address);
   return true;
 }
 
 bool WrittenForEngine(const Cta* cta, uint32_t address, int bytes) {
-  const Cell* const cells = shared_cells + (cta->rank * kSharedSpan + address) / 2;
-  const uint32_t threads = launched.threads * launched.cluster;
-  for (int i = 0; i < bytes / 2; ++i) {
-    if (cells[i].writer < threads && cells[i].write >= FencedAt(cells[i].writer)) return false;
+  const uint32_t at = cta->rank * kSharedSpan + address, threads = launched.threads * launched.cluster;
+  for (uint32_t i = at; i < at + bytes; i += 2) {
+    const Cell& cell = shared_cells[(shared_differ[i / kLine] ? i : i / kLine * kLine) / 2];
+    if (cell.writer < threads && cell.write >= FencedAt(cell.writer)) return false;
   }
   return true;
 }
@@ -158,7 +103,9 @@ bool AccessDevice(const void* memory, int64_t bytes, bool write) {
   if (launched.dependent && !waited && (write || !constant)) {
     Fault("device memory is %s before the kernel before has ended", write ? "written" : "read");
   }
-  AccessCells(device_cells + at, bytes, write, false, running->who, running->clock, running->known, "device", at);
+  if (write || !constant) {  // what nobody may write can be read in any order
+    AccessCells(device_cells + at, bytes, write, false, running->who, running->clock, running->known, "device", at);
+  }
   return true;
 }
 
