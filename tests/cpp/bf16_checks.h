@@ -103,7 +103,7 @@ inline void CheckBf16(const Form& form) {
     CheckBf16Product(form, p, 3, epilogue);
     CheckRowsAreIndependent(form, p, p.Pack(*form.kernel, 3), epilogue);
   }
-  for (int32_t rows : {1, 7, 97, 129}) {
+  for (int32_t rows : {1, 7, 97, 129, 300}) {
     const Problem p(512, 97, rows);
     CheckRowsAreIndependent(form, p, p.Pack(*form.kernel), Epilogue::kBias);
   }

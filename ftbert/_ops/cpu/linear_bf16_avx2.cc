@@ -8,6 +8,8 @@ namespace cpu {
 namespace {
 
 constexpr int kWidenedRows = 5;  // 10 sums, 4 weights, 1 input of 16 registers
+constexpr int kTileRows = 6;     // 12 sums, 2 weights, 1 input
+constexpr int kTileAhead = 128;
 
 // 8 pairs (low half first) to the 8 first and the 8 second values.
 inline void Widen(const uint8_t* pairs, Vec* even, Vec* odd) {
@@ -25,7 +27,7 @@ inline void Widen(const uint8_t* pairs, Vec* even, Vec* odd) {
 namespace ftbert {
 namespace cpu {
 
-const LinearOps kBf16Avx2 = {Isa::kAvx2, kWidenedRows, kColumns, true, 60, nullptr, ComputeWidened};
+const LinearOps kBf16Avx2 = {Isa::kAvx2, kWidenedRows, kColumns, true, 120, nullptr, ComputeWidened};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -8,6 +8,8 @@ namespace cpu {
 namespace {
 
 constexpr int kWidenedRows = 12;
+constexpr int kTileRows = 12;   // 24 sums, 2 weights, 1 input of 32 registers
+constexpr int kTileAhead = 128;
 
 // 16 pairs (low half first) to the 16 first and the 16 second values.
 inline void Widen(const uint8_t* pairs, Vec* even, Vec* odd) {
@@ -25,7 +27,7 @@ inline void Widen(const uint8_t* pairs, Vec* even, Vec* odd) {
 namespace ftbert {
 namespace cpu {
 
-const LinearOps kBf16Avx512 = {Isa::kAvx512, kWidenedRows, kColumns, true, 60, nullptr, ComputeWidened};
+const LinearOps kBf16Avx512 = {Isa::kAvx512, kWidenedRows, kColumns, true, 120, nullptr, ComputeWidened};
 
 }  // namespace cpu
 }  // namespace ftbert

@@ -1,12 +1,12 @@
 // bf16 weights by fp32 inputs, for instruction sets without bf16 products; included after a vec_*.h and vec.h by a file
-// that names  void Widen(const uint8_t* pairs, Vec* even, Vec* odd)  and  kWidenedRows  (4 kWidenedRows + ...
-// registers).
+// that names  void Widen(const uint8_t* pairs, Vec* even, Vec* odd)  and  kWidenedRows, kTileRows, kTileAhead.
 //
-// Tile: kWidenedRows rows x two vectors of columns. A group of two inputs costs 2 loads and 4 shifts of weights and 4
-// multiply-adds per row. One accumulator per element, inputs in ascending order. Rows: fp32, any alignment.
+// Tile of few rows: kWidenedRows x two vectors of columns. A group of two inputs costs 2 loads and 4 shifts of weights
+// and 4 multiply-adds per row. One accumulator per element, inputs in ascending order. Rows: fp32, any alignment.
 #ifndef FTBERT_CPU_TILE_BF16_WIDENED_H_
 #define FTBERT_CPU_TILE_BF16_WIDENED_H_
 
+#include "cpu/micro_tile.h"
 #include "cpu/tile_int8_bf16.h"
 
 namespace ftbert {
@@ -78,19 +78,77 @@ inline void WidenedTileOf(int rows, const uint8_t* in, size_t stride, const uint
   WidenedTile<kRows>(in, stride, weights, inputs, sums);
 }
 
-inline void ComputeWidened(const LinearJob& job) {
+// Few rows: the weights are widened on their way into the products.
+inline void ComputeFewRows(const LinearJob& job) {
   alignas(64) float sums[kWidenedRows * kColumns];
-  const int32_t tiles = (job.rows + kWidenedRows - 1) / kWidenedRows;
-  const int32_t rows_of_tile = job.rows / tiles, larger = job.rows % tiles;
   for (int32_t p = 0; p < job.panel_count; ++p) {
-    const uint8_t* weights = job.weights + p * job.panel_bytes;
-    int32_t row = 0;
-    for (int32_t tile = 0; tile < tiles; ++tile) {
-      const int rows = rows_of_tile + (tile < larger);
-      WidenedTileOf<kWidenedRows>(rows, job.in + row * job.in_stride, job.in_stride, weights, job.inputs, sums);
-      Finish<Bf16Widened>(job, p, row, rows, sums);
-      row += rows;
+    WidenedTileOf<kWidenedRows>(job.rows, job.in, job.in_stride, job.weights + p * job.panel_bytes, job.inputs, sums);
+    Finish<Bf16Widened>(job, p, 0, job.rows, sums);
+  }
+}
+
+// More rows: a block of a panel is widened once, into the cache, and goes through the tile of fp32 products, where the
+// sums take the same order. Meanwhile the next panel is fetched into the second-level cache.
+constexpr int kWidenedInputs = 128;  // of a block: 16 KB with AVX-512, which stay in the first-level cache
+constexpr int kRowsAtATime = 144;    // whose sums wait for the panel's other blocks
+
+// Inputs [begin, end) of a panel's weights, to[input][column].
+inline void WidenBlock(const uint8_t* panel, int32_t begin, int32_t end, float* to) {
+  const uint8_t* pairs = panel + begin / 2 * 4 * kColumns;
+  for (int32_t k = begin; k < end; k += 2, pairs += 4 * kColumns, to += 2 * kColumns) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      Vec even, odd;
+      Widen(pairs + v * 4 * kLanes, &even, &odd);
+      Store(to + v * kLanes, even);
+      Store(to + kColumns + v * kLanes, odd);
     }
+  }
+}
+
+inline void ComputeManyRows(const LinearJob& job, int32_t row, int32_t rows) {
+  alignas(64) float widened[(kWidenedInputs + 1) * kColumns];
+  alignas(64) float sums[kRowsAtATime * kColumns];
+  const RowTiles tiles(rows, kTileRows);
+  const MicroFunction micro[2] = {FindMicro<kTileRows, kVectors, kColumns, kTileAhead>(tiles.small),
+                                  FindMicro<kTileRows, kVectors, kColumns, kTileAhead>(tiles.rows(0))};
+  MicroTask t;
+  t.in_stride = static_cast<ptrdiff_t>(job.in_stride / sizeof(float));
+  t.weights = widened;
+  t.weights_stride = kColumns;
+  t.bias = nullptr;
+  t.out_stride = kColumns;
+  for (int32_t p = 0; p < job.panel_count; ++p) {
+    const uint8_t* const panel = job.weights + p * job.panel_bytes;
+    const auto* next = reinterpret_cast<const float*>(p + 1 < job.panel_count ? panel + job.panel_bytes : panel);
+    for (int32_t k = 0; k < job.inputs; k += kWidenedInputs) {
+      const int32_t end = k + kWidenedInputs < job.inputs ? k + kWidenedInputs : job.inputs;
+      WidenBlock(panel, k, end, widened);
+      t.inputs = end - k;
+      t.fresh = k == 0;
+      t.in = reinterpret_cast<const float*>(job.in + row * job.in_stride) + k;
+      t.out = sums;
+      // A pair of bf16 has the room of a float: half of the floats of a step for each input, a share of them each tile.
+      t.next = next + static_cast<ptrdiff_t>(k) * kColumns / 2;
+      t.next_step = (kColumns / 2 + tiles.count - 1) / tiles.count;
+      for (int tile = 0; tile < tiles.count; ++tile) {
+        micro[tile < tiles.larger](t);
+        t.in += tiles.rows(tile) * t.in_stride;
+        t.out += tiles.rows(tile) * kColumns;
+        t.next += t.next_step * t.inputs;
+      }
+    }
+    for (int tile = 0, done = 0; tile < tiles.count; done += tiles.rows(tile++)) {
+      Finish<Bf16Widened>(job, p, row + done, tiles.rows(tile), sums + done * kColumns);
+    }
+  }
+}
+
+inline void ComputeWidened(const LinearJob& job) {
+  if (job.rows <= kWidenedRows) return ComputeFewRows(job);
+  const RowTiles parts(job.rows, kRowsAtATime);
+  for (int32_t part = 0, row = 0; part < parts.count; row += parts.rows(part++)) {
+    ComputeManyRows(job, row, parts.rows(part));
   }
 }
 
