@@ -90,7 +90,7 @@ def test_twenty_loads_and_closes_leave_memory_where_it_was(tmp_path, runtime):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", int)  # glibc's: what is free goes back before it is counted
         def once():
             with FastBertClassifier.load(sys.argv[1], device="cpu", runtime=sys.argv[2], threads=2) as loaded:
-                loaded.predict(models.texts(60))
+                loaded.predict(models.texts(300))
             gc.collect()
         def resident():
             trim(0)
@@ -121,7 +121,7 @@ def test_twenty_loads_and_closes_leave_memory_where_it_was(tmp_path, runtime):
 def test_a_dropped_classifier_is_freed(tmp_path):
     models.google_folder(tmp_path)
     loaded = FastBertClassifier.load(str(tmp_path), device="cpu", runtime="direct")
-    loaded.predict(models.texts(60))
+    loaded.predict(models.texts(300))
     engine = loaded._runtimes[0].engine
     del loaded
     gc.collect()

@@ -88,7 +88,7 @@ inline void ComputeFewRows(const LinearJob& job) {
 }
 
 // More rows: a block of a panel is widened once, into the cache, and goes through the tile of fp32 products, where the
-// sums take the same order. Meanwhile the next panel is fetched into the second-level cache.
+// sums take the same order. Meanwhile what comes next is fetched into the second-level cache.
 constexpr int kWidenedInputs = 128;  // of a block: 16 KB with AVX-512, which stay in the first-level cache
 constexpr int kRowsAtATime = 144;    // whose sums wait for the panel's other blocks
 
@@ -118,9 +118,13 @@ inline void ComputeManyRows(const LinearJob& job, int32_t row, int32_t rows) {
   t.weights_stride = kColumns;
   t.bias = nullptr;
   t.out_stride = kColumns;
+  // A pair of bf16 has the room of a float: half of the floats of a step for each input, a share of them each tile.
+  const ptrdiff_t share = (kColumns / 2 + tiles.count - 1) / tiles.count;
   for (int32_t p = 0; p < job.panel_count; ++p) {
     const uint8_t* const panel = job.weights + p * job.panel_bytes;
-    const auto* next = reinterpret_cast<const float*>(p + 1 < job.panel_count ? panel + job.panel_bytes : panel);
+    const uint8_t* const then = p + 1 < job.panel_count ? panel + job.panel_bytes : job.then;
+    const auto* next = reinterpret_cast<const float*>(then != nullptr ? then : panel);
+    t.next_step = then != nullptr ? share : 0;
     for (int32_t k = 0; k < job.inputs; k += kWidenedInputs) {
       const int32_t end = k + kWidenedInputs < job.inputs ? k + kWidenedInputs : job.inputs;
       WidenBlock(panel, k, end, widened);
@@ -128,9 +132,7 @@ inline void ComputeManyRows(const LinearJob& job, int32_t row, int32_t rows) {
       t.fresh = k == 0;
       t.in = reinterpret_cast<const float*>(job.in + row * job.in_stride) + k;
       t.out = sums;
-      // A pair of bf16 has the room of a float: half of the floats of a step for each input, a share of them each tile.
       t.next = next + static_cast<ptrdiff_t>(k) * kColumns / 2;
-      t.next_step = (kColumns / 2 + tiles.count - 1) / tiles.count;
       for (int tile = 0; tile < tiles.count; ++tile) {
         micro[tile < tiles.larger](t);
         t.in += tiles.rows(tile) * t.in_stride;
