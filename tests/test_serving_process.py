@@ -76,26 +76,19 @@ def test_pipelined_requests_are_answered_in_order(server):
     ],
 )
 def test_a_client_that_stalls_is_cut_off(server, sent, expected):
-    began = time.monotonic()
     with server.connect() as connection:
         if sent:
             connection.sendall(sent)
-        answer = read_all(connection)
+        answer = read_all(connection, 9)  # less than servers give clients unless they are told otherwise
     assert answer.startswith(expected) and (expected or not answer), answer
-    assert time.monotonic() - began < 5
     assert healthy(server)
 
 
 def test_a_client_that_drips_is_cut_off_as_well(server):
-    with server.connect() as connection:
-        began = time.monotonic()
-        try:
-            for _ in range(200):
-                connection.sendall(b"P")
-                time.sleep(0.05)
-        except OSError:
-            pass
-        assert time.monotonic() - began < 5
+    with server.connect() as connection, pytest.raises(OSError):
+        for _ in range(100):
+            connection.sendall(b"P")
+            time.sleep(0.05)
     assert healthy(server)
 
 
@@ -158,9 +151,8 @@ def test_many_idle_connections_hold_nobody_up():
             assert healthy(server)
             files, memory = server.open_files(), server.resident_bytes()
             connections = [server.connect() for _ in range(count)]
-            began = time.monotonic()
             assert healthy(server)
-            assert time.monotonic() - began < 3
+            assert server.open_files() > files + count // 2, "the answer came when the idle connections were gone"
             for connection in connections:
                 connection.settimeout(WAIT)
                 assert connection.recv(1) == b""  # closed by the server
@@ -192,10 +184,9 @@ def test_clients_that_hang_up_leave_no_work_behind():
             with server.connect() as connection:
                 connection.sendall(POST + BODY)
                 time.sleep(0.005)
-        began = time.monotonic()
         assert healthy(server)
-        assert time.monotonic() - began < 8, "the work of 30 vanished clients was done first"
-        assert server.metric("ftbert_disconnects_total") >= 25
+        assert server.metric("ftbert_batch_texts_count") < 15, "the work of 30 vanished clients was done first"
+        assert until(lambda: server.metric("ftbert_disconnects_total") >= 25)
         assert server.metric("ftbert_queue_texts") == 0
         assert server.stop() == 0
 
@@ -219,13 +210,11 @@ def test_sigterm_answers_what_is_under_way_and_exits_0():
 
 
 def test_sigterm_does_not_wait_longer_than_told():
-    with ServerProcess.known(delay=20, options={"drain_s": 1}) as server:
+    with ServerProcess.known(delay=3 * WAIT, options={"drain_s": 1}) as server:
         connection = server.connect()
         connection.sendall(POST + BODY)
-        time.sleep(0.3)
-        began = time.monotonic()
-        assert server.stop() == 0
-        assert time.monotonic() - began < 10
+        assert until(lambda: server.metric("ftbert_texts_total") == 2)  # the warm-up text and this one
+        assert server.stop() == 0  # or TimeoutExpired after WAIT seconds
         connection.close()
 
 

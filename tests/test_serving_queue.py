@@ -84,26 +84,24 @@ def test_coroutines_share_batches_and_the_loop_stays_free(known):
     assert len(known.batches) <= 6
 
 
-def test_one_long_call_spans_batches_and_lets_others_pass(known):
+def test_one_long_call_spans_batches_and_lets_others_pass(known, monkeypatch):
     known.gate.clear()
-    known.delay = 0.02
+    run, passed = known._run, []
+
+    def run_and_look(batch):
+        if len(known.batches) == 5:  # half of the long call is still to come
+            passed.append(short.result(10))
+        run(batch)
+
+    monkeypatch.setattr(known, "_run", run_and_look)
     with BatchingPredictor(known, batch_tokens=20, max_wait_ms=0) as queue:
         long = queue.submit(["abc"] * 40)  # 5 tokens each: 4 rows a batch
         assert _until(lambda: queue.queued_texts == 36)
         short = queue.submit(["x"])
-        order = []
-        waiters = [
-            threading.Thread(target=lambda name=name, ticket=ticket: (ticket.result(10), order.append(name)))
-            for name, ticket in (("long", long), ("short", short))
-        ]
-        for waiter in waiters:
-            waiter.start()
-        time.sleep(0.05)
+        assert _until(lambda: len(queue._ready._lines["logits"]) == 2)  # it is tokenized, too
         known.gate.set()
-        for waiter in waiters:
-            waiter.join(10)
-        assert order == ["short", "long"]
-        np.testing.assert_array_equal(long.result(0).values, known.expect(["abc"] * 40))
+        np.testing.assert_array_equal(long.result(10).values, known.expect(["abc"] * 40))
+        np.testing.assert_array_equal(passed[0].values, known.expect(["x"]))
         assert all(tokens <= 20 for _, tokens in known.batches)
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 
@@ -86,47 +85,45 @@ def assert_same(first, second):
 
 
 APART = """
-import json, sys
+import json, os, signal, sys, threading
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
-module = __import__(sys.argv[3])
-print(json.dumps([module.run(output, **json.loads(sys.argv[4])).history for output in sys.argv[5:]]))
+from ftbert.training import run_folder
+module, changes, death = __import__(sys.argv[3]), json.loads(sys.argv[4]), json.loads(sys.argv[5])
+write_text = run_folder.write_text
+def write_and_die(path, text):
+    write_text(path, text)
+    if os.path.basename(path) == "progress.json" and json.loads(text)[death["counter"]] >= death["wanted"]:
+        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        threading.Timer(death["delay"], kill).start() if death["delay"] else kill()
+if death:
+    run_folder.write_text = write_and_die
+print(json.dumps([module.run(output, **changes).history for output in sys.argv[6:]]))
 """
 
 
-def start_apart(module, outputs, changes):
-    """Starts `module.run` for each output in an interpreter of its own; it prints the runs' histories.
+def _start(module, outputs, changes, death=None):
+    """`module.run` for each output in an interpreter of its own: its exit status and what it printed, the histories.
 
     TensorFlow's pool of threads is the process's, made by its first session: runs are equal bit by bit where their
     pools are, and this process's pool is whatever the tests before asked for.
     """
-    command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module, json.dumps(changes)]
-    command += [str(output) for output in outputs]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", APART, ROOT, os.path.join(ROOT, "tests"), module]
+    command += [json.dumps(changes), json.dumps(death)] + [str(output) for output in outputs]
+    done = subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=300)
+    return done.returncode, done.stdout.decode()
 
 
 def run_apart(module, outputs, changes):
     """The histories of whole runs, one after another in an interpreter of their own."""
-    process = start_apart(module, outputs, changes)
-    printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 0
-    return json.loads(printed.decode().splitlines()[-1])
+    status, printed = _start(module, outputs, changes)
+    assert status == 0
+    return json.loads(printed.splitlines()[-1])
 
 
 def kill_apart(module, output, changes, counter, wanted, delay):
-    """Kills a run `delay` seconds after its kept state says that `counter` has come to `wanted`."""
-    process = start_apart(module, [output], changes)
-    progress_path = str(output) + ".training/progress.json"
-
-    def counted():
-        with open(progress_path, encoding="utf-8") as file:
-            return json.load(file)[counter]
-
-    deadline = time.time() + 120
-    while process.poll() is None and time.time() < deadline:
-        if os.path.exists(progress_path) and counted() >= wanted:
-            break
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL and counted() >= wanted
+    """A run that kills itself `delay` seconds after its kept state says that `counter` has come to `wanted`."""
+    status, _ = _start(module, [output], changes, {"counter": counter, "wanted": wanted, "delay": delay})
+    assert status == -signal.SIGKILL
+    with open(str(output) + ".training/progress.json", encoding="utf-8") as file:
+        progress = json.load(file)
+    assert progress[counter] >= wanted and not progress["finished"]
