@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -176,12 +177,37 @@ def test_a_workers_error_comes_back_as_it_is_and_nothing_is_left(cluster, model,
     with pytest.raises((CheckpointError, InputError), match="nowhere") as kept:
         predict(str(tmp_path / "good.jsonl"), "/nowhere/model", str(tmp_path / "out"), progress=False)
     assert sorted(os.listdir(str(tmp_path))) == ["good.jsonl", "null.jsonl"]
-    # Whoever keeps the error keeps no actor: the next call may need the processors.
-    end = time.monotonic() + 120
-    while time.monotonic() < end and ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-        time.sleep(0.1)
-    assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], "an actor is left"
+    assert all_processors_are_free(), "whoever keeps the error keeps an actor"
     assert isinstance(kept.value.__cause__, ray.exceptions.RayError)
+
+
+def all_processors_are_free():
+    """Waits until no actor is left; the next call may need the processors."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_ctrl_c_leaves_no_actor_and_nothing_written(cluster, model, tmp_path):
+    write_files(str(tmp_path / "in"), "jsonl", 8, 960)
+
+    def interrupt_when_rows_are_written():
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not glob.glob(str(tmp_path / ".out.writing-*" / "*.jsonl")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_when_rows_are_written, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt) as kept:
+        predict(str(tmp_path / "in"), model, str(tmp_path / "out"), batch_rows=16, progress=False)
+    thread.join()
+    assert os.listdir(str(tmp_path)) == ["in"]
+    assert all_processors_are_free(), "whoever keeps the interruption keeps an actor"
+    assert kept.traceback
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,25 @@
 """`ftbert finetune` and `ftbert pretrain`."""
 
 import json
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 import typer
 
 from ftbert.errors import ConfigError
 
 __all__ = ["register"]
+
+# What both commands have.
+_ACCUMULATION = typer.Option(1, help="Micro-batches to an update, for less memory.")
+_WARMUP = typer.Option(0.1, help="Share of the updates in which the rate rises.")
+_SEED = typer.Option(0, help="Two runs on a CPU with equal settings end bitwise equal.")
+_DEVICE = typer.Option("auto", help="auto, cpu or gpu.")
+_DEVICES = typer.Option(0, help="How many GPUs share every batch; 0: all that TensorFlow sees.")
+_THREADS = typer.Option(0, help="CPU threads; 0: one per core.")
+_MIXED = typer.Option(None, help="bfloat16 or float16 (GPU).")
+_XLA = typer.Option(False, help="Compile the graph (GPU).")
+_PRECISION = typer.Option("fp32", help="Of the saved weights: fp32 or fp16.")
+_RESUME = typer.Option(True, help="Go on with a run of the same settings that was cut off.")
 
 
 def register(app: typer.Typer) -> None:
@@ -28,9 +40,9 @@ def finetune(
     label_separator: str = typer.Option(",", help="Between the labels in one cell."),
     epochs: Optional[int] = typer.Option(None, help="Passes over the rows; left out: 3, from scratch 20."),
     batch_size: int = typer.Option(32, help="Rows to an update."),
-    accumulation: int = typer.Option(1, help="Micro-batches to an update, for less memory."),
+    accumulation: int = _ACCUMULATION,
     learning_rate: Optional[float] = typer.Option(None, help="Peak of the rate; left out: 5e-5, from scratch 5e-4."),
-    warmup: float = typer.Option(0.1, help="Share of the updates in which the rate rises."),
+    warmup: float = _WARMUP,
     max_length: int = typer.Option(128, help="Longest row in tokens."),
     truncation: str = typer.Option("head", help="error, head, tail or head+tail."),
     class_weights: Optional[str] = typer.Option(None, help="balanced, or left out."),
@@ -41,57 +53,28 @@ def finetune(
     freeze: Optional[str] = typer.Option(None, help="encoder, or how many layers from below."),
     metric: str = typer.Option("accuracy", help="accuracy, macro_f1 or loss: what decides which epoch is kept."),
     patience: Optional[int] = typer.Option(None, help="Epochs without a better one after which training stops."),
-    seed: int = typer.Option(0, help="Two runs on a CPU with equal settings end bitwise equal."),
-    device: str = typer.Option("auto", help="auto, cpu or gpu."),
-    devices: int = typer.Option(0, help="How many GPUs share every batch; 0: all that TensorFlow sees."),
-    threads: int = typer.Option(0, help="CPU threads; 0: one per core."),
-    mixed_precision: Optional[str] = typer.Option(None, help="bfloat16 or float16 (GPU)."),
-    xla: bool = typer.Option(False, help="Compile the graph (GPU)."),
-    precision: str = typer.Option("fp32", help="Of the saved weights: fp32 or fp16."),
+    seed: int = _SEED,
+    device: str = _DEVICE,
+    devices: int = _DEVICES,
+    threads: int = _THREADS,
+    mixed_precision: Optional[str] = _MIXED,
+    xla: bool = _XLA,
+    precision: str = _PRECISION,
     config: Optional[str] = typer.Option(None, help="From scratch: JSON of sizes, or a file of it."),
     vocab_size: int = typer.Option(8000, help="From scratch: pieces in the vocabulary."),
     lower_case: bool = typer.Option(True, help="From scratch: whether texts are lower-cased."),
-    resume: bool = typer.Option(True, help="Go on with a run of the same settings that was cut off."),
+    resume: bool = _RESUME,
     option: Optional[List[str]] = typer.Option(None, help="Any other option of ftbert.finetune as name=JSON."),
 ) -> None:
     """Train a classifier on labelled rows and write its model folder. A run cut off goes on when called again."""
-    from ftbert.finetune import finetune as train_model
-
-    options: Dict[str, Any] = {
-        "text_column": text_column,
-        "label_column": label_column,
-        "pair_column": pair_column,
-        "multi_label": multi_label,
-        "label_separator": label_separator,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulation": accumulation,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "max_length": max_length,
-        "truncation": truncation,
-        "class_weights": class_weights,
-        "label_smoothing": label_smoothing,
-        "layer_decay": layer_decay,
-        "freeze": int(freeze) if freeze is not None and freeze.isdigit() else freeze,
-        "metric": metric,
-        "patience": patience,
-        "seed": seed,
-        "device": device,
-        "devices": devices,
-        "threads": threads,
-        "mixed_precision": mixed_precision,
-        "xla": xla,
-        "precision": precision,
-        "config": None if config is None else _json("--config", config),
-        "vocab_size": vocab_size,
-        "lower_case": lower_case,
-        "resume": resume,
-    }
+    options = _options(locals(), ("train", "output", "dev", "pretrained"))
+    options["freeze"] = int(freeze) if freeze is not None and freeze.isdigit() else freeze
     for name in ("epochs", "learning_rate", "label_smoothing"):
         if options[name] is None:  # the default depends on whether there is a pretrained model
             del options[name]
     options.update(_further(option))
+    from ftbert.finetune import finetune as train_model
+
     result = train_model(train=train, dev=dev, pretrained=pretrained, output=output, **options)
     typer.echo(
         "%s: epoch %d, accuracy %.2f%%, macro-F1 %.2f%% on the dev rows."
@@ -108,55 +91,32 @@ def pretrain(
     text_column: str = typer.Option("text", help="Of a table: the column or key that holds the text."),
     epochs: int = typer.Option(10, help="Passes over the text."),
     batch_size: int = typer.Option(64, help="Rows to an update."),
-    accumulation: int = typer.Option(1, help="Micro-batches to an update, for less memory."),
+    accumulation: int = _ACCUMULATION,
     learning_rate: float = typer.Option(5e-4, help="Peak of the rate; 1e-4 suits a BERT-base."),
-    warmup: float = typer.Option(0.1, help="Share of the updates in which the rate rises."),
+    warmup: float = _WARMUP,
     masked_share: float = typer.Option(0.15, help="Share of the pieces that are asked for."),
     whole_word: bool = typer.Option(False, help="All pieces of a word are asked for, or none."),
     max_length: int = typer.Option(128, help="Longest row in tokens; longer texts become several rows."),
     dev_fraction: float = typer.Option(0.02, help="Share of the texts held out to measure on."),
     save_steps: int = typer.Option(1000, help="Updates after which the state is kept, besides every epoch's end."),
-    seed: int = typer.Option(0, help="Two runs on a CPU with equal settings end bitwise equal."),
-    device: str = typer.Option("auto", help="auto, cpu or gpu."),
-    devices: int = typer.Option(0, help="How many GPUs share every batch; 0: all that TensorFlow sees."),
-    threads: int = typer.Option(0, help="CPU threads; 0: one per core."),
-    mixed_precision: Optional[str] = typer.Option(None, help="bfloat16 or float16 (GPU)."),
-    xla: bool = typer.Option(False, help="Compile the graph (GPU)."),
-    precision: str = typer.Option("fp32", help="Of the saved weights: fp32 or fp16."),
+    seed: int = _SEED,
+    device: str = _DEVICE,
+    devices: int = _DEVICES,
+    threads: int = _THREADS,
+    mixed_precision: Optional[str] = _MIXED,
+    xla: bool = _XLA,
+    precision: str = _PRECISION,
     config: Optional[str] = typer.Option(None, help="Of a new model: JSON of sizes, or a file of it."),
     vocab_size: int = typer.Option(8000, help="Pieces in a vocabulary that is built."),
     lower_case: bool = typer.Option(True, help="Of a new model: whether texts are lower-cased."),
-    resume: bool = typer.Option(True, help="Go on with a run of the same settings that was cut off."),
+    resume: bool = _RESUME,
     option: Optional[List[str]] = typer.Option(None, help="Any other option of ftbert.pretrain as name=JSON."),
 ) -> None:
     """Train an encoder on plain text, to fine-tune it after. A run cut off goes on when called again."""
+    options = _options(locals(), ("text", "output", "pretrained", "vocab"))
+    options.update(_further(option))
     from ftbert.pretrain import pretrain as train_encoder
 
-    options: Dict[str, Any] = {
-        "text_column": text_column,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulation": accumulation,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "masked_share": masked_share,
-        "whole_word": whole_word,
-        "max_length": max_length,
-        "dev_fraction": dev_fraction,
-        "save_steps": save_steps,
-        "seed": seed,
-        "device": device,
-        "devices": devices,
-        "threads": threads,
-        "mixed_precision": mixed_precision,
-        "xla": xla,
-        "precision": precision,
-        "config": None if config is None else _json("--config", config),
-        "vocab_size": vocab_size,
-        "lower_case": lower_case,
-        "resume": resume,
-    }
-    options.update(_further(option))
     result = train_encoder(text=text, output=output, pretrained=pretrained, vocab=vocab, **options)
     measured = "nothing was held out"
     if result.metrics:
@@ -171,6 +131,14 @@ def pretrain(
 def _say_whether_interrupted(interrupted: bool, saved: str) -> None:
     if interrupted:
         typer.echo("Interrupted: this is %s. The same command goes on from there." % saved, err=True)
+
+
+def _options(given: Dict[str, Any], others: Sequence[str]) -> Dict[str, Any]:
+    """A command's parameters but for `others` and --option, as the function of the same name takes them."""
+    options = {name: value for name, value in given.items() if name not in others and name != "option"}
+    if options["config"] is not None:
+        options["config"] = _json("--config", options["config"])
+    return options
 
 
 def _further(items: Optional[List[str]]) -> Dict[str, Any]:
