@@ -4,7 +4,6 @@ import glob
 import json
 import os
 import random
-import signal
 import socket
 import threading
 import time
@@ -189,25 +188,6 @@ def all_processors_are_free():
             return True
         time.sleep(0.1)
     return False
-
-
-def test_ctrl_c_leaves_no_actor_and_nothing_written(cluster, model, tmp_path):
-    write_files(str(tmp_path / "in"), "jsonl", 8, 960)
-
-    def interrupt_when_rows_are_written():
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not glob.glob(str(tmp_path / ".out.writing-*" / "*.jsonl")):
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt_when_rows_are_written, daemon=True)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt) as kept:
-        predict(str(tmp_path / "in"), model, str(tmp_path / "out"), batch_rows=16, progress=False)
-    thread.join()
-    assert os.listdir(str(tmp_path)) == ["in"]
-    assert all_processors_are_free(), "whoever keeps the interruption keeps an actor"
-    assert kept.traceback
 
 
 @pytest.mark.parametrize(
