@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from ftbert.distributed import offline, online, reading
+from ftbert.distributed import offline, online, output, reading
 from ftbert.distributed.output import check_output, write
 from ftbert.errors import ConfigError, FtbertError, InputError, UnavailableError
 
@@ -188,6 +188,30 @@ def test_a_failure_leaves_the_old_output_as_it_was(folder, dataset, count):
         write(dataset, str(folder), "parquet", Count, count)
     assert (folder / "part-00000.parquet").read_text() == "old"
     assert os.listdir(str(folder.parent)) == ["out"]
+
+
+def test_what_a_task_writes_late_goes_too(folder, monkeypatch):
+    rmdir, late = os.rmdir, []
+
+    def write_first(path, **place):
+        if not late:
+            late.extend(folder.parent.glob(".out.writing-*"))
+            (late[0] / "c_000002_000000.parquet").write_text("late")
+        rmdir(path, **place)
+
+    monkeypatch.setattr(os, "rmdir", write_first)
+    with pytest.raises(KeyboardInterrupt):
+        write(Dataset(KeyboardInterrupt()), str(folder), "parquet", Count, 2)
+    assert late and os.listdir(str(folder.parent)) == ["out"]
+
+
+def test_what_cannot_be_removed_is_named(folder, monkeypatch, caplog):
+    monkeypatch.setattr(output, "_LATE_SECONDS", 0.0)
+    monkeypatch.setattr(output.shutil, "rmtree", lambda path, ignore_errors: None)
+    with pytest.raises(OSError):
+        write(Dataset(OSError("disk full")), str(folder), "parquet", Count, 2)
+    left = [name for name in os.listdir(str(folder.parent)) if name != "out"]
+    assert len(left) == 1 and left[0] in caplog.text
 
 
 def test_a_new_output_that_cannot_take_its_name_gives_the_old_one_back(folder, monkeypatch):

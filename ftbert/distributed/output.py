@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from typing import Any, Callable, Optional
 
@@ -16,6 +17,9 @@ _log = logging.getLogger("ftbert.distributed")
 
 # Reading and writing wait for disks, not for processors: they fit beside the actors on every node.
 READER_CPUS = 0.25
+
+# What a task that was cut off may still take to write its file.
+_LATE_SECONDS = 10.0
 
 _PART = re.compile(r"part-\d+\.(parquet|csv|jsonl)")
 
@@ -84,8 +88,20 @@ def write(predicted: Any, output: str, kind: str, read: Callable[[str, str], Any
                 )
         _put(beside, output)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        _remove(beside)
         raise
+
+
+def _remove(folder: str) -> None:
+    """Removes a folder into which tasks that were under way may write for a moment more."""
+    end = time.monotonic() + _LATE_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while os.path.isdir(folder):
+        if time.monotonic() > end:
+            _log.warning("%s: could not be removed; it is of a call that failed.", folder)
+            return
+        time.sleep(0.1)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(beside: str, output: str) -> None:
