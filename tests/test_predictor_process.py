@@ -98,18 +98,27 @@ def test_twenty_loads_and_closes_leave_memory_where_it_was(tmp_path, runtime):
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
         def opened(what):
             return len(os.listdir("/proc/self/" + what))
+        def least_of_ten():
+            sizes = []
+            for _ in range(10):
+                once()
+                sizes.append(resident())
+            return min(sizes)
         for _ in range(8):
             once()
-        files, threads, sizes = opened("fd"), opened("task"), []
-        for _ in range(20):
-            once()
-            sizes.append(resident())
+        files, threads, before = opened("fd"), opened("task"), least_of_ten()
+        # TensorFlow 1.14 holds 25 MB more or less from one time to the next, seldom for ten times; what is kept alive
+        # grows with each ten.
+        for _ in range(4):
+            after = least_of_ten()
+            grown, before = after - before, after
+            if grown < 16:
+                break
         # The system lists a thread for a moment after it has been joined; on a busy machine that moment is a long one.
         end = time.monotonic() + 30
         while opened("task") > threads and time.monotonic() < end:
             time.sleep(0.02)
-        # TensorFlow 1.14 holds 25 MB more or less from one time to the next: the least of ten is compared.
-        print(min(sizes[10:]) - min(sizes[:10]), opened("fd") - files, opened("task") - threads)
+        print(grown, opened("fd") - files, opened("task") - threads)
         """,
         tmp_path,
         runtime,
@@ -257,11 +266,12 @@ def test_loading_holds_one_copy(tmp_path):
     models.google_folder(tmp_path, config=config, slots=False)
     printed = run_python(
         """
-        import resource, sys
+        import sys
         from ftbert import FastBertClassifier
         import ftbert.predictor, tokenizers
-        def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        def peak():  # getrusage would count what the parent had when it forked
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024 / 1e6
         before = peak()
         with FastBertClassifier.load(sys.argv[1], device="cpu", runtime="direct", threads=2) as loaded:
             print(peak() - before, loaded.describe()[0]["weight_bytes"] / 1e6)
@@ -270,4 +280,4 @@ def test_loading_holds_one_copy(tmp_path):
     )
     grown, weights = map(float, printed.split())
     assert weights > 145  # fp32
-    assert grown <= 1.25 * weights
+    assert 0.9 * weights < grown <= 1.25 * weights

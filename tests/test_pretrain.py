@@ -235,9 +235,9 @@ def test_several_devices_and_micro_batches(tmp_path):
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path):
     changes = {"epochs": 4, "save_steps": 5, "seed": 5}
     output = str(tmp_path / "killed")
-    # Killed twice, in the middle of epochs: at once after a state was kept, and a moment later.
-    for wanted, delay in ((5, 0.0), (20, 0.05)):
-        finetuning.kill_apart("test_pretrain", output, changes, "step", wanted, delay)
+    # Killed twice, in the middle of epochs: at once after a state was kept, and three steps later.
+    for wanted, more in ((5, 0), (20, 3)):
+        finetuning.kill_apart("test_pretrain", output, changes, "step", wanted, more)
     straight, resumed = finetuning.run_apart("test_pretrain", [tmp_path / "straight", output], changes)
     kept = [5, 10, 14, 15, 20, 25, 28, 30, 35, 40, 42, 45, 50, 55, 56]
     assert [record["step"] for record in straight] == kept

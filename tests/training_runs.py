@@ -85,18 +85,30 @@ def assert_same(first, second):
 
 
 APART = """
-import json, os, signal, sys, threading
+import json, os, signal, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
-from ftbert.training import run_folder
+from ftbert.training import run_folder, updates
 module, changes, death = __import__(sys.argv[3]), json.loads(sys.argv[4]), json.loads(sys.argv[5])
-write_text = run_folder.write_text
-def write_and_die(path, text):
+write_text, train_step = run_folder.write_text, updates.UpdateGraph.train_step
+left = None  # steps to live
+def die_when_over():
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+def write(path, text):
+    global left
     write_text(path, text)
-    if os.path.basename(path) == "progress.json" and json.loads(text)[death["counter"]] >= death["wanted"]:
-        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-        threading.Timer(death["delay"], kill).start() if death["delay"] else kill()
+    if os.path.basename(path) == "progress.json" and json.loads(text)[death["counter"]] == death["wanted"]:
+        left = death["steps"]
+        die_when_over()
+def step(self, parts):
+    global left
+    result = train_step(self, parts)
+    if left is not None:
+        left -= 1
+        die_when_over()
+    return result
 if death:
-    run_folder.write_text = write_and_die
+    run_folder.write_text, updates.UpdateGraph.train_step = write, step
 print(json.dumps([module.run(output, **changes).history for output in sys.argv[6:]]))
 """
 
@@ -120,10 +132,9 @@ def run_apart(module, outputs, changes):
     return json.loads(printed.splitlines()[-1])
 
 
-def kill_apart(module, output, changes, counter, wanted, delay):
-    """A run that kills itself `delay` seconds after its kept state says that `counter` has come to `wanted`."""
-    status, _ = _start(module, [output], changes, {"counter": counter, "wanted": wanted, "delay": delay})
+def kill_apart(module, output, changes, counter, wanted, steps):
+    """A run that kills itself so many steps after its kept state says that `counter` has come to `wanted`."""
+    status, _ = _start(module, [output], changes, {"counter": counter, "wanted": wanted, "steps": steps})
     assert status == -signal.SIGKILL
     with open(str(output) + ".training/progress.json", encoding="utf-8") as file:
-        progress = json.load(file)
-    assert progress[counter] >= wanted and not progress["finished"]
+        assert json.load(file)[counter] == wanted
