@@ -31,7 +31,7 @@ class ServerProcess:
         self._found = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._found.wait(4 * WAIT) or self._address is None:
+        if not self._found.wait(WAIT) or self._address is None:
             self.process.kill()
             raise AssertionError("The server did not start: %s" % "".join(self.lines))
 

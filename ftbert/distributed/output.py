@@ -95,13 +95,14 @@ def write(predicted: Any, output: str, kind: str, read: Callable[[str, str], Any
 def _remove(folder: str) -> None:
     """Removes a folder into which tasks that were under way may write for a moment more."""
     end = time.monotonic() + _LATE_SECONDS
-    shutil.rmtree(folder, ignore_errors=True)
-    while os.path.isdir(folder):
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.isdir(folder):
+            return
         if time.monotonic() > end:
             _log.warning("%s: could not be removed; it is of a call that failed.", folder)
             return
         time.sleep(0.1)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(beside: str, output: str) -> None:
