@@ -245,7 +245,7 @@ def test_a_warm_engine_takes_no_more_memory_and_answers_alike():
             warm.warm(0)
 
 
-@pytest.mark.parametrize("switch", ["early-start", "graphs", "watching", "clusters", "prefetch", "cublaslt"])
+@pytest.mark.parametrize("switch", ["early-start", "graphs", "watching", "clusters", "prefetch", "cublaslt", "tiles"])
 def test_each_switch_leaves_the_answers_alone(switch, monkeypatch):
     config = BertConfig(200, 768, 2, 12, 3072, 128, 2, "gelu_tanh")
     arrays = random_weights(config, 3, scale=0.04)

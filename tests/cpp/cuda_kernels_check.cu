@@ -16,6 +16,7 @@
 #include "cuda_check_norm.cuh"
 #include "cuda_check_pack.cuh"
 #include "cuda_check_report.cuh"
+#include "cuda_check_rows.cuh"
 #include "cuda_check_states.cuh"
 #include "cuda_matrix.cuh"
 
@@ -315,6 +316,7 @@ int CheckTiny(const Machine& machine) {
       CheckEmbed(machine, e, {3, 1020}, 4, width);
     }
   }
+  CheckRowsAll(machine, 0);
   CheckStatesAll(machine, 0);
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);
   return failures ? 1 : 0;
@@ -393,6 +395,7 @@ int main(int argc, char** argv) {
       }
     }
   }
+  CheckRowsAll(machine, small ? 1 : 2);
   CheckStatesAll(machine, small ? 1 : 2);
   CheckBound(40, 48), CheckBound(768, 768);
   std::printf(failures ? "%d FAILED\n" : "all kernels match\n", failures);

@@ -288,6 +288,14 @@ int main(int argc, char** argv) {
   // First tokens attend to the states; with too little room for it, to keys and values.
   Compare(MakeModel(128, 8, 128, 1, 3, Activation::kRelu),
           {std::vector<int>(310, 41), std::vector<int>(12300, 1)}, hopper);
+  // Rows of at most 128 tokens in tiles, in a bucket and beyond; with longer ones among them, and such as fill no tile.
+  std::vector<int> usual(25, 64), many(130, 50);
+  for (int i = 0; i < 30; ++i) usual.push_back(Between(1, 64));
+  for (int i = 0; i < 40; ++i) many.push_back(Between(1, 128));
+  std::vector<int> mixed = usual;
+  mixed.push_back(129);
+  Compare(MakeModel(512, 8, 1024, 3, 4, Activation::kGeluTanh),
+          {std::vector<int>(16, 128), usual, many, mixed, std::vector<int>(20, 70)}, hopper);
   Compare(MakeModel(1024, 16, 4096, 1, 5, Activation::kGeluTanh), {{64}, {3}}, hopper);
   Compare(MakeModel(256, 2, 512, 2, 4, Activation::kGeluTanh), {{129, 5}, {33}}, hopper);
   TestThreads(MakeModel(256, 4, 1024, 3, 5, Activation::kGeluTanh), soak);

@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "cuda/buckets.h"
+#include "cuda/tiles.h"
 
 namespace {
 
@@ -19,6 +20,8 @@ void TestBuckets() {
     const int bucket = TokenBucket(t);
     CHECK(bucket >= t);
     CHECK_EQ(TokenBucket(bucket), bucket);
+    CHECK(LeastTokens(bucket) <= t);
+    CHECK(LeastTokens(bucket) == 1 || TokenBucket(LeastTokens(bucket) - 1) < bucket);
     CHECK(bucket - t < 32 || bucket - t <= t / 4);  // waste: at most a tile, or a quarter
     CHECK(t > 256 || bucket % 32 == 0);
     CHECK(t == 1 || bucket >= TokenBucket(t - 1));
@@ -66,10 +69,11 @@ struct Entry {
   int made = 0;
 };
 
-GraphKey KeyOf(int rows, int tokens) {
+GraphKey KeyOf(int rows, int tokens, bool tiled = false) {
   GraphKey key;
   key.tokens = TokenBucket(tokens);
   key.rows = RowBucket(rows, key.tokens);
+  key.tiled = tiled;
   return key;
 }
 
@@ -79,23 +83,32 @@ void TestRandomTraffic() {
   std::lognormal_distribution<double> lengths(std::log(40.), 0.6);
   for (const int most_rows : {4, 32, 128}) {
     RecentList<Entry> graphs(kGraphs);
-    int made = 0, late = 0, dropped = 0;
+    int made = 0, late = 0, dropped = 0, tiled_keys = 0;
     for (int i = 0; i < 20000; ++i) {
       const int rows = 1 + static_cast<int>(random() % most_rows);
       int tokens = 0;
+      const bool some_long = random() % 2 == 0;
+      std::vector<int32_t> splits{0};
       for (int b = 0; b < rows; ++b) {
-        const int length = random() % 8 == 0 ? 1 + static_cast<int>(random() % 512) : static_cast<int>(lengths(random));
-        tokens += std::max(3, std::min(512, length));
+        const bool any = some_long && random() % 8 == 0;
+        const int length = any ? 1 + static_cast<int>(random() % 512) : static_cast<int>(lengths(random));
+        tokens += std::max(3, std::min(some_long ? 512 : 128, length));
+        splits.push_back(tokens);
       }
       if (tokens > kGraphTokens) continue;
-      const GraphKey key = KeyOf(rows, tokens);
+      const int bucket = TokenBucket(tokens);
+      RowTiles tiles;
+      const bool tiled = TilesPay(bucket, 12, 132) && TileRows(splits.data(), rows, TileSlots(bucket), &tiles);
+      const GraphKey key = KeyOf(rows, tokens, tiled);
+      tiled_keys += tiled;
       if (graphs.Find(key) != nullptr) continue;
       graphs.Add(key, [&](Entry*) { ++dropped; });
       ++made;
       late += i >= 10000;
     }
-    CHECK(made <= 48);
+    CHECK(made <= 64);
     CHECK(late <= 1);
+    CHECK(most_rows == 4 || tiled_keys > 1000);
     CHECK_EQ(dropped, 0);
     CHECK_EQ(graphs.size(), static_cast<size_t>(made));
   }
@@ -123,10 +136,66 @@ void TestEviction() {
   other = key(1);
   other.rows = 1;
   CHECK(list.Find(other) == nullptr);
+  other = key(1);
+  other.tiled = true;
+  CHECK(list.Find(other) == nullptr);
   CHECK_EQ(list.size(), size_t{3});
   list.Clear(drop);
   CHECK_EQ(dropped.size(), size_t{4});
   CHECK_EQ(list.size(), size_t{0});
+}
+
+// Every row whole in one tile, tiles one after another and none too long, from random lengths; how full they are.
+void TestTiles() {
+  std::mt19937 random(9);
+  std::lognormal_distribution<double> lengths(std::log(40.), 0.6);
+  RowTiles out;
+  for (int round = 0; round < 400; ++round) {
+    const int rows = 1 + static_cast<int>(random() % (round % 4 == 0 ? 700 : 40));
+    std::vector<int32_t> splits{0};
+    for (int b = 0; b < rows; ++b) {
+      const int usual = std::max(1, std::min(128, static_cast<int>(lengths(random))));
+      splits.push_back(splits.back() + (round % 2 == 0 ? usual : static_cast<int>(random() % 129)));
+    }
+    CHECK(TileRows(splits.data(), rows, rows, &out));
+    int at = 0;
+    for (const auto& tile : out.tiles) {
+      CHECK_EQ(tile.first, at);
+      CHECK(tile.second > at && tile.second - at <= kRowsTile);
+      at = tile.second;
+    }
+    CHECK_EQ(at, splits.back());
+    std::vector<int> owner(at, -1);
+    bool good = out.begins.size() == static_cast<size_t>(rows);
+    for (int b = 0; b < rows && good; ++b) {
+      const int begin = out.begins[b], end = begin + splits[b + 1] - splits[b];
+      bool inside = begin == end;
+      for (const auto& tile : out.tiles) inside = inside || (tile.first <= begin && end <= tile.second);
+      good = good && inside && end <= at;
+      for (int t = begin; t < end && good; ++t) {
+        good = owner[t] < 0;
+        owner[t] = b;
+      }
+    }
+    CHECK(good);
+    const int used = static_cast<int>(out.tiles.size());
+    if (rows >= 300 && round % 2 == 0) CHECK(used * kRowsTile <= at * 1.03);
+    if (used == 0) continue;
+    CHECK(TileRows(splits.data(), rows, used, &out));
+    CHECK(!TileRows(splits.data(), rows, used - 1, &out));
+  }
+  std::vector<int32_t> even{0};
+  for (int b = 0; b < 20; ++b) even.push_back(even.back() + 32);
+  CHECK(TileRows(even.data(), 20, TileSlots(640), &out));
+  CHECK_EQ(out.tiles.size(), size_t{5});
+  for (int b = 0; b < 20; ++b) CHECK_EQ(out.begins[b], 32 * b);
+  const int32_t too_long[] = {0, 5, 134};
+  CHECK(!TileRows(too_long, 2, 9, &out));
+  // On 132 multiprocessors: from five tiles of twelve heads on, and not where a second round is short.
+  CHECK(!TilesPay(512, 12, 132) && TilesPay(640, 12, 132) && TilesPay(1408, 12, 132));
+  CHECK(!TilesPay(1536, 12, 132) && TilesPay(2048, 12, 132) && TilesPay(32768, 12, 132));
+  CHECK_EQ(TileSlots(1), 1);
+  CHECK_EQ(TileSlots(1024), 10);
 }
 
 // What is warmed up is what traffic asks for, each size once, and it fits.
@@ -163,6 +232,7 @@ int main() {
   TestRoom();
   TestRandomTraffic();
   TestEviction();
+  TestTiles();
   TestWarmSizes();
   return ftbert_test::Finish();
 }

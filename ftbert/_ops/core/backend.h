@@ -135,6 +135,12 @@ class Backend {
   // kAllTokens: kQkv -> kContext. kFirstTokens: kFirstQuery with keys and values of kQkv -> kFirstContext.
   // softmax(q k / sqrt(D)) v within each row, every head.
   virtual void Attend(Workspace* w, Span span) = 0;
+  // kStates -> kContext: each token attends to its row with the queries, keys and values of `qkv`. A backend may reach
+  // the same result without keeping these.
+  virtual void AttendAll(Workspace* w, const PackedLinear& qkv) {
+    Linear(w, Span::kAllTokens, Slot::kStates, qkv, PartRange{0, 3}, Slot::kQkv);
+    Attend(w, Span::kAllTokens);
+  }
   // kFirstStates[b] = kStates[row_splits[b]]
   virtual void GatherFirst(Workspace* w) = 0;
   // kFirstStates, kStates -> kFirstContext: each row's first token attends to all tokens of its row, with the queries,

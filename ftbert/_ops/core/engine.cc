@@ -32,8 +32,7 @@ void RunLayers(const Config& config, const Weights& weights, Backend* k, Workspa
       k->GatherFirst(w);
       k->AttendFirst(w, *layer.qkv);
     } else {
-      k->Linear(w, Span::kAllTokens, Slot::kStates, *layer.qkv, PartRange{0, 3}, Slot::kQkv);
-      k->Attend(w, Span::kAllTokens);
+      k->AttendAll(w, *layer.qkv);
     }
     k->LinearAddNorm(w, span, context, *layer.attention_out, states, *layer.attention_norm);
     k->FeedForward(w, span, states, *layer.up, *layer.down, *layer.output_norm);

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
         }
       }
       const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kMine <= min(range[0].y, range[1].y);
-      if (!__all_sync(0xffffffffu, inside)) softmax.Mask(s, range, key0, lane);
+      if (!__all_sync(0xffffffffu, inside)) MaskKeys(s, range, key0, lane);
       softmax.Weigh(s, out, scale);
 #pragma unroll
       for (int j = 0; j < kMine / 16; ++j) {
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kQueryWarps* kKeyWarps * 32, D <= 64 ? 4 : 1)
     }
     __syncthreads();  // the next block's copies overwrite this one's place
   }
-  softmax.AddLanes();
+  AddQuads(softmax.sum);
   WaitCopies<0>();
   __syncthreads();
 

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, kCtas)
     HoldRegisters(s);
 
     const bool inside = key0 >= range[0].x && key0 >= range[1].x && key0 + kBlock <= min(range[0].y, range[1].y);
-    if (!__all_sync(0xffffffffu, inside)) softmax.Mask(s, range, key0, lane);
+    if (!__all_sync(0xffffffffu, inside)) MaskKeys(s, range, key0, lane);
     softmax.Weigh(s, out, scale);
     uint32_t p[4][4];
 #pragma unroll
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kCtas)
     HoldRegisters(out);
     if (lane == 0) BarrierArrive(empty + 8 * stage);
   }
-  softmax.AddLanes();
+  AddQuads(softmax.sum);
   __syncthreads();  // all four warps have read their queries: results turn around in their place
   const uint32_t mine = queries + warp * (16 * 128);  // this warp's sixteen rows
   const float inverse[2] = {InverseOfSum(softmax.sum[0]), InverseOfSum(softmax.sum[1])};

@@ -68,6 +68,8 @@ struct Slots {
   const Token* tokens = nullptr;   // device memory, or pinned where few
   const int2* row_source = nullptr;
   bool float8_context = false;     // of the layer under way, for all tokens
+  int tile_slots = 0;              // behind the ranges of the rows lie those of so many tiles, and their number
+  int sure_tiles = 0;              // tiles that every batch of this shape has
   bool reversed = false;           // the order in which the latest kernel over all tokens took them
   bool first_in_place = false;     // the last layer's queries lie in qkv and its states in `all`: nothing was gathered
 };
@@ -99,6 +101,8 @@ struct CudaWorkspace final : Workspace, Slots {
   bool logits_pinned = false;
   bool watched = false;              // the host looks at the pinned logits themselves for the run's end
   Shape real;                        // `shape` holds the rounded sizes
+  RowTiles tiles;
+  bool tiled = false;                // rows lie as `tiles` says, for AttendAll in one kernel
   bool recorded = false;             // this run replays or records a graph: sizes are rounded
 
   RecentList<RecordedGraph> graphs{kGraphs};
@@ -139,6 +143,7 @@ class CudaBackend final : public Backend {
   void Embed(Workspace* w, const EmbeddingTables& tables, const NormParameters& norm) override;
   void Linear(Workspace* w, Span span, Slot in, const PackedLinear& weight, PartRange parts, Slot out) override;
   void Attend(Workspace* w, Span span) override;
+  void AttendAll(Workspace* w, const PackedLinear& qkv) override;
   void GatherFirst(Workspace* w) override;
   void AttendFirst(Workspace* w, const PackedLinear& qkv) override;
   void LinearAddNorm(Workspace* w, Span span, Slot in, const PackedLinear& weight, Slot residual,
@@ -164,11 +169,16 @@ class CudaBackend final : public Backend {
 
   Norm NormOf(const CudaNorm& norm) const;
   Gemm Product(const CudaLinear& weight, int first_part, int parts) const;
+  void ReachAhead(CudaWorkspace* w, Gemm* gemm) const;
   void Multiply(CudaWorkspace* w, Gemm gemm, const char* doing);
   // x = the rows' states, in the type that `weight` wants.
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
   void MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm gemm, const char* doing, const NormParameters& norm);
   bool InPlace(const CudaWorkspace* w) const;
+  // Whether batches of so many tokens, rounded, run in tiles where their rows fit; and whether this one's rows do, into
+  // at most so many: `w->tiles` then.
+  bool MayTile(int tokens) const;
+  bool Tiles(CudaWorkspace* w, const Batch& batch, int most) const;
   bool AttendsStates(const CudaWorkspace* w, const CudaLinear& qkv) const;
   void Check(CudaWorkspace* w, cudaError_t error, const char* doing) const;
 

@@ -14,14 +14,18 @@ namespace cuda {
 
 constexpr int kGraphTokens = 4096;  // beyond, launching costs nothing next to the work
 // Of a workspace. Batches that want logits meet 32 sizes of tokens; rows add one more for single short texts and, where
-// texts are very short, a second (see RowBucket): traffic of one kind needs fewer than these, and nothing is evicted.
-constexpr size_t kGraphs = 64;
+// texts are very short, a second (see RowBucket), and rows in tiles another: traffic of one kind needs fewer than
+// these, and nothing is evicted.
+constexpr size_t kGraphs = 96;
 
 // Tokens in steps of at most an eighth from 256 on: 32 sizes up to kGraphTokens.
+inline int BucketStep(int tokens) { return tokens <= 256 ? 32 : (tokens <= 512 ? 64 : (tokens <= 2048 ? 128 : 256)); }
 inline int TokenBucket(int tokens) {
-  const int step = tokens <= 256 ? 32 : (tokens <= 512 ? 64 : (tokens <= 2048 ? 128 : 256));
+  const int step = BucketStep(tokens);
   return (tokens + step - 1) / step * step;
 }
+// The fewest tokens that share a bucket.
+inline int LeastTokens(int bucket) { return bucket - BucketStep(bucket) + 1; }
 
 // Rows as a function of the tokens, so that random batches meet few sizes. What a row that is not there costs: its
 // share of the last layer's first tokens and of the pooler. Up to 32 rows share one tile of every product there, and a
@@ -57,8 +61,9 @@ inline int RowRoom(int token_room) {
 struct GraphKey {
   int tokens = 0, rows = 0;
   bool all_tokens = false;
+  bool tiled = false;  // rows lie in tiles (tiles.h)
   bool operator==(const GraphKey& o) const {
-    return tokens == o.tokens && rows == o.rows && all_tokens == o.all_tokens;
+    return tokens == o.tokens && rows == o.rows && all_tokens == o.all_tokens && tiled == o.tiled;
   }
 };
 

@@ -95,7 +95,8 @@ struct Switch {
 };
 constexpr Switch kSwitches[] = {{"early-start", &Machine::dependent_launch}, {"graphs", &Machine::graphs},
                                 {"watching", &Machine::watching},            {"clusters", &Machine::clusters},
-                                {"prefetch", &Machine::prefetch},            {"cublaslt", &Machine::lt}};
+                                {"prefetch", &Machine::prefetch},            {"cublaslt", &Machine::lt},
+                                {"tiles", &Machine::tiles}};
 
 // FTBERT_CUDA_DISABLE: names with commas between.
 Status ReadSwitches(Machine* machine) {

@@ -86,6 +86,7 @@ struct Machine {
   // Switches for finding faults (FTBERT_CUDA_DISABLE); all as they are here otherwise.
   bool graphs = true, watching = true, clusters = true, prefetch = true;
   bool lt = true;
+  bool tiles = true;  // short rows lie in tiles, for attend_rows.cu
   std::string switches;  // as given
   std::string name;
   size_t memory = 0;

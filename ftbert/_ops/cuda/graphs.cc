@@ -38,6 +38,10 @@ std::vector<Shape> CudaBackend::WarmShapes(int32_t most_tokens) const {
     shape.tokens = size.first;
     shape.rows = size.second;
     shapes.push_back(shape);
+    // Texts that are short enough lie in tiles, which is another graph.
+    if (shape.rows == 1 || shape.tokens > kGraphTokens || !MayTile(shape.tokens)) continue;
+    shape.rows = CeilDiv(shape.tokens, kRowsTile);
+    if (shape.rows > size.second) shapes.push_back(shape);
   }
   return shapes;
 }
@@ -62,7 +66,7 @@ Status CudaBackend::Execute(Workspace* workspace, const std::function<void(Works
 Status CudaBackend::RunOrReplay(CudaWorkspace* w, const std::function<void()>& loop) {
   w->ahead.clear();
   if (!w->recorded) return RunLoop(w, loop);
-  const GraphKey key{w->shape.tokens, w->shape.rows, w->shape.all_tokens};
+  const GraphKey key{w->shape.tokens, w->shape.rows, w->shape.all_tokens, w->tiled};
   RecordedGraph* graph = w->graphs.Find(key);
   if (graph == nullptr) {
     const Status status = RunLoop(w, loop);

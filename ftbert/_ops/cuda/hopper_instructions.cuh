@@ -166,14 +166,17 @@ struct Wgmma;
 // d (64, 64) += a (64, 16) in registers times b (16, 64) in shared memory: 16 rows of 128 bytes, 128-byte swizzle.
 template <typename T>
 __device__ __forceinline__ void MultiplyRegisters(float (&d)[32], const uint32_t (&a)[4], uint64_t b);
+// The same times b (64, 16)^T: 32 bytes of each of 64 rows, as Wgmma's.
+template <typename T>
+__device__ __forceinline__ void MultiplyRegistersKeys(float (&d)[32], const uint32_t (&a)[4], uint64_t b);
 
-#define FTBERT_MULTIPLY_REGISTERS(TYPE, NAME)                                                                         \
+#define FTBERT_MULTIPLY_REGISTERS(FUNCTION, TYPE, NAME, TURNED)                                                       \
   template <>                                                                                                         \
-  __device__ __forceinline__ void MultiplyRegisters<TYPE>(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {       \
+  __device__ __forceinline__ void FUNCTION<TYPE>(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {                \
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." NAME "." NAME                                         \
                  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                           \
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                  \
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                             \
+                 "{%32, %33, %34, %35}, %36, 1, 1, 1, " TURNED ";"                                                    \
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),    \
                    "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),           \
                    "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),         \
@@ -181,8 +184,10 @@ __device__ __forceinline__ void MultiplyRegisters(float (&d)[32], const uint32_t
                    "+f"(d[29]), "+f"(d[30]), "+f"(d[31])                                                              \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                               \
   }
-FTBERT_MULTIPLY_REGISTERS(Half, "f16")
-FTBERT_MULTIPLY_REGISTERS(BFloat, "bf16")
+FTBERT_MULTIPLY_REGISTERS(MultiplyRegisters, Half, "f16", "1")
+FTBERT_MULTIPLY_REGISTERS(MultiplyRegisters, BFloat, "bf16", "1")
+FTBERT_MULTIPLY_REGISTERS(MultiplyRegistersKeys, Half, "f16", "0")
+FTBERT_MULTIPLY_REGISTERS(MultiplyRegistersKeys, BFloat, "bf16", "0")
 #undef FTBERT_MULTIPLY_REGISTERS
 
 // Between a product's end and the first use of what it computed: the compiler must not move that use up.

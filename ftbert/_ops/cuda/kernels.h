@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "cuda/gemm.h"
+#include "cuda/tiles.h"
 #include "ftbert/engine.h"
 
 namespace ftbert {
@@ -67,6 +68,21 @@ struct Attention {
   AttentionKernel kernel = AttentionKernel::kChosen;
 };
 
+// Queries, keys and values of every token, and the attention of each row's tokens to one another, for rows of at most
+// kRowsTile tokens: context alone is written.
+struct RowsAttention {
+  Gemm product;                 // of queries, keys and values; neither out nor act nor residual
+  const int2* ranges = nullptr;  // (T,) keys of each token
+  // (slots + 1,) Consecutive tokens that are whole rows, at most kRowsTile each; the last holds how many of them there
+  // are. `sure` are there in any case.
+  const int2* tiles = nullptr;
+  int slots = 0, sure = 0;
+  int heads = 0;
+  void* context = nullptr;      // (T, ld_context)
+  int64_t ld_context = 0;
+  bool float8_context = false;  // as in Attention; the product is fp8
+};
+
 // Of each row's first token: what its heads find among the row's states themselves.
 struct StatesAttention {
   const void* states = nullptr;  // (T, pitch)
@@ -100,6 +116,9 @@ bool FirstAttentionFits(const Attention& attention);
 cudaError_t RunFirstAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
 bool WgmmaAttentionFits(const Machine& machine, Element element, const Attention& attention);
 cudaError_t RunWgmmaAttention(const Machine& machine, Element element, const Attention& attention, cudaStream_t stream);
+// attend_rows.cu: of products `in` and heads' queries, keys and values in `out`
+bool RowsAttentionFits(const Machine& machine, Element in, Element out, int heads, int head_size);
+cudaError_t RunRowsAttention(const Machine& machine, const RowsAttention& attention, cudaStream_t stream);
 // attend_states.cu: found = softmax(found states^T / sqrt(head_size)) states
 bool StatesAttentionFits(const Machine& machine, Element element, int heads, int hidden);
 cudaError_t RunStatesAttention(const Machine& machine, Element element, const StatesAttention& attention,

@@ -66,6 +66,16 @@ Gemm CudaBackend::Product(const CudaLinear& weight, int first_part, int parts) c
   return g;
 }
 
+// Notes whose turn it is, and lets this product bring the weights of a later one.
+void CudaBackend::ReachAhead(CudaWorkspace* w, Gemm* g) const {
+  const size_t index = w->sequence.size();
+  w->sequence.push_back(Reach{g->w, static_cast<int64_t>(g->n) * g->k * ElementBytes(g->in)});
+  if (machine_.prefetch && w->all.count <= kReachRows && index + kReach < w->ahead.size()) {
+    g->prefetch = w->ahead[index + kReach].address;
+    g->prefetch_bytes = w->ahead[index + kReach].bytes;
+  }
+}
+
 void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
   const Plan plan = plans_.Find(g);
   if (plan.family == Family::kLt) {
@@ -79,12 +89,7 @@ void CudaBackend::Multiply(CudaWorkspace* w, Gemm g, const char* doing) {
     }
     w->reversed = false;  // it knows no other order: what comes next begins with the last rows
   }
-  const size_t index = w->sequence.size();
-  w->sequence.push_back(Reach{g.w, static_cast<int64_t>(g.n) * g.k * ElementBytes(g.in)});
-  if (machine_.prefetch && w->all.count <= kReachRows && index + kReach < w->ahead.size()) {
-    g.prefetch = w->ahead[index + kReach].address;
-    g.prefetch_bytes = w->ahead[index + kReach].bytes;
-  }
+  ReachAhead(w, &g);
   Check(w, RunGemmOrOwn(machine_, plan, g, w->stream), doing);
 }
 
@@ -138,7 +143,7 @@ void CudaBackend::Embed(Workspace* workspace, const EmbeddingTables& tables, con
   e.tokens = w->tokens;
   e.rows = w->row_source;
   e.count = w->all.count;
-  e.row_count = w->first.count;
+  e.row_count = w->first.count + (w->tiled ? w->tile_slots + 1 : 0);
   e.ranges = w->ranges;
   e.row_ranges = w->row_ranges;
   Check(w, RunEmbed(machine_, element_, e, NormOf(static_cast<const CudaNorm&>(norm)), w->all.states,
@@ -192,6 +197,29 @@ void CudaBackend::Attend(Workspace* workspace, Span span) {
   a.float8_context = w->float8_context;
   a.reversed = every && Turn(w, &w->all);
   Check(w, RunAttention(machine_, element_, a, w->stream), "attending");
+}
+
+void CudaBackend::AttendAll(Workspace* workspace, const PackedLinear& qkv) {
+  auto* w = static_cast<CudaWorkspace*>(workspace);
+  const auto& linear = static_cast<const CudaLinear&>(qkv);
+  if (!w->tiled) return Backend::AttendAll(workspace, qkv);
+  w->float8_context = linear.bounded_values;
+  RowsAttention a;
+  a.product = Product(linear, 0, 3);
+  Gemm& g = a.product;
+  g.m = w->all.count, g.ldx = pitch_;
+  g.reversed = Turn(w, &w->all);
+  if (linear.element == Element::kFloat8) {
+    g.x = w->all.quantized.values, g.x_scale.values = w->all.quantized.scale;
+  } else {
+    g.x = w->all.states;
+  }
+  a.ranges = w->ranges, a.tiles = w->row_ranges + w->first.count, a.slots = w->tile_slots, a.sure = w->sure_tiles;
+  a.heads = config_.num_heads;
+  a.context = w->all.context, a.ld_context = pitch_;
+  a.float8_context = w->float8_context;
+  ReachAhead(w, &g);
+  Check(w, RunRowsAttention(machine_, a, w->stream), "attending");
 }
 
 void CudaBackend::GatherFirst(Workspace* workspace) {

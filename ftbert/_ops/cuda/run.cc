@@ -35,6 +35,11 @@ bool Arrived(const volatile uint32_t* words, size_t count, cudaStream_t stream) 
   return true;
 }
 
+// What a batch brings: its tokens, the ranges of its rows, its tiles and their number.
+size_t InputBytes(int tokens, int rows) {
+  return sizeof(Token) * tokens + sizeof(int2) * (rows + TileSlots(tokens) + 1);
+}
+
 size_t Aligned(size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
 }  // namespace
@@ -66,9 +71,9 @@ size_t CudaBackend::Arrange(uint8_t* arena, int tokens, int rows, Slots* s) cons
     used += Aligned(bytes);
     return at;
   };
-  s->tokens = reinterpret_cast<const Token*>(take(sizeof(Token) * tokens + sizeof(int2) * rows));
+  s->tokens = reinterpret_cast<const Token*>(take(InputBytes(tokens, rows)));
   s->ranges = reinterpret_cast<int2*>(take(sizeof(int2) * tokens));
-  s->row_ranges = reinterpret_cast<int2*>(take(sizeof(int2) * rows));
+  s->row_ranges = reinterpret_cast<int2*>(take(sizeof(int2) * (rows + TileSlots(tokens) + 1)));
   // Queries, keys, values and context are dead when the feed-forward activations come: they share a place, unless their
   // padding columns, which must stay zeros, would be overwritten.
   const size_t attention = 4 * line * tokens, forward = each * wide_ * tokens;
@@ -108,7 +113,7 @@ Status CudaBackend::MakeRoom(CudaWorkspace* w, int tokens, int rows) {
   }
   Slots unused;
   const size_t bytes = Arrange(nullptr, tokens, rows, &unused);
-  const size_t pinned = sizeof(Token) * tokens + sizeof(int2) * rows +
+  const size_t pinned = InputBytes(tokens, rows) +
                         std::max(kPinnedLogits, sizeof(float) * rows * std::max(config_.num_labels, 1));
   w->token_room = w->row_room = 0;
   std::lock_guard<std::mutex> quiet(RecordingMutex());
@@ -158,21 +163,34 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
 
   auto* token = reinterpret_cast<Token*>(w->pinned);
   auto* row = reinterpret_cast<int2*>(token + tokens);
+  const int slots = TileSlots(tokens);
+  w->tiled = Tiles(w, batch, slots);
+  w->tile_slots = w->tiled ? slots : 0;
+  w->sure_tiles = CeilDiv(w->recorded ? LeastTokens(tokens) : tokens, kRowsTile);
   for (int b = 0; b < shape.rows; ++b) {
-    const int begin = batch.row_splits[b], end = batch.row_splits[b + 1];
-    row[b] = make_int2(begin, end);
-    for (int t = begin; t < end; ++t) {
-      token[t] = Token{batch.token_ids[t], batch.segment_ids != nullptr ? batch.segment_ids[t] : 0, begin, end};
+    const int from = batch.row_splits[b], count = batch.row_splits[b + 1] - from;
+    const int begin = w->tiled ? w->tiles.begins[b] : from;
+    row[b] = make_int2(begin, begin + count);
+    for (int t = 0; t < count; ++t) {
+      const int32_t segment = batch.segment_ids != nullptr ? batch.segment_ids[from + t] : 0;
+      token[begin + t] = Token{batch.token_ids[from + t], segment, begin, begin + count};
     }
   }
   for (int t = shape.tokens; t < tokens; ++t) token[t] = Token{0, 0, shape.tokens, shape.tokens};
   for (int b = shape.rows; b < rows; ++b) row[b] = make_int2(0, 0);
+  if (w->tiled) {
+    const int used = static_cast<int>(w->tiles.tiles.size());
+    for (int i = 0; i < slots; ++i) {
+      row[rows + i] = i < used ? make_int2(w->tiles.tiles[i].first, w->tiles.tiles[i].second) : make_int2(0, 0);
+    }
+    row[rows + slots] = make_int2(used, 0);
+  }
 
   if (tokens <= kPinnedTokens) {
     w->tokens = token;
     w->row_source = row;
   } else {
-    const size_t bytes = sizeof(Token) * tokens + sizeof(int2) * rows;
+    const size_t bytes = InputBytes(tokens, rows);
     w->row_source = reinterpret_cast<const int2*>(w->tokens + tokens);
     status =
         FromCuda(cudaMemcpyAsync(const_cast<Token*>(w->tokens), w->pinned, bytes, cudaMemcpyHostToDevice, w->stream),
@@ -182,11 +200,22 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   w->logits_pinned = logits <= kPinnedLogits;
   w->watched = machine_.watching && w->logits_pinned && tokens <= kPinnedTokens;
   if (w->logits_pinned) {
-    w->logits = reinterpret_cast<float*>(w->pinned + sizeof(Token) * w->token_room + sizeof(int2) * w->row_room);
+    w->logits = reinterpret_cast<float*>(w->pinned + InputBytes(w->token_room, w->row_room));
     auto* words = reinterpret_cast<uint32_t*>(w->logits);
     if (w->watched) std::fill(words, words + static_cast<size_t>(shape.rows) * config_.num_labels, kNotYet);
   }
   return status;
+}
+
+bool CudaBackend::MayTile(int tokens) const {
+  const Element in = precision_ == Precision::kFloat8 ? Element::kFloat8 : element_;
+  return machine_.tiles && TilesPay(tokens, config_.num_heads, machine_.sms) &&
+         RowsAttentionFits(machine_, in, element_, config_.num_heads, config_.hidden_size / config_.num_heads);
+}
+
+bool CudaBackend::Tiles(CudaWorkspace* w, const Batch& batch, int most) const {
+  return !w->shape.all_tokens && MayTile(w->shape.tokens) &&
+         TileRows(batch.row_splits, w->real.rows, most, &w->tiles);
 }
 
 Status CudaBackend::Download(Workspace* workspace, const Outputs& outputs) {
@@ -195,7 +224,7 @@ Status CudaBackend::Download(Workspace* workspace, const Outputs& outputs) {
   const int width = config_.hidden_size, rows = w->real.rows;
   const size_t logits = sizeof(float) * rows * config_.num_labels;
   cudaError_t error = cudaSuccess;
-  float* const host = reinterpret_cast<float*>(w->pinned + sizeof(Token) * w->token_room + sizeof(int2) * w->row_room);
+  float* const host = reinterpret_cast<float*>(w->pinned + InputBytes(w->token_room, w->row_room));
   if (outputs.logits != nullptr && !w->logits_pinned) {
     error = cudaMemcpyAsync(host, w->logits, logits, cudaMemcpyDeviceToHost, w->stream);
   }

@@ -15,27 +15,46 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kSlack = 8.f;       // weights are at most 2 to this
 constexpr float kNoScore = -1e30f;  // a base before there is a score: below every one
 
-struct OnlineSoftmax {
-  float base[2] = {kNoScore, kNoScore}, sum[2] = {0.f, 0.f};
-
-  // Takes keys outside of their query's range out of the block, which begins with key0. Which a thread has are bits.
-  template <int kScores>
-  __device__ __forceinline__ void Mask(float (&s)[kScores], const int2 (&range)[2], int key0, int lane) const {
-    const int mine = key0 + lane % 4 * 2;
+// Takes keys outside of their query's range out of the block, which begins with key0. Which a thread has are bits.
+template <int kScores>
+__device__ __forceinline__ void MaskKeys(float (&s)[kScores], const int2 (&range)[2], int key0, int lane) {
+  const int mine = key0 + lane % 4 * 2;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      uint32_t bits = 0;
+  for (int h = 0; h < 2; ++h) {
+    uint32_t bits = 0;
 #pragma unroll
-      for (int j = 0; j < kScores / 4; ++j) {
-        const int from = mine + j / 4 * 32;
-        if (j % 4 == 0) bits = BitsFrom(range[h].x - from) & ~BitsFrom(range[h].y - from);
+    for (int j = 0; j < kScores / 4; ++j) {
+      const int from = mine + j / 4 * 32;
+      if (j % 4 == 0) bits = BitsFrom(range[h].x - from) & ~BitsFrom(range[h].y - from);
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          if (!(bits >> (j % 4 * 8 + c) & 1)) s[4 * j + 2 * h + c] = -INFINITY;
-        }
+      for (int c = 0; c < 2; ++c) {
+        if (!(bits >> (j % 4 * 8 + c) & 1)) s[4 * j + 2 * h + c] = -INFINITY;
       }
     }
   }
+}
+
+// The largest score of query h, the same in the four lanes that share it.
+template <int kScores>
+__device__ __forceinline__ float LargestOfQuery(const float (&s)[kScores], int h) {
+  float most = s[2 * h];
+#pragma unroll
+  for (int i = 1; i < kScores / 2; ++i) most = fmaxf(most, s[i / 2 * 4 + 2 * h + i % 2]);
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+  return fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+}
+
+// The sums of the four lanes that share a query, in each of them.
+__device__ __forceinline__ void AddQuads(float (&sum)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+  }
+}
+
+struct OnlineSoftmax {
+  float base[2] = {kNoScore, kNoScore}, sum[2] = {0.f, 0.f};
 
   // Makes weights of a block's scores, which count times `scale`, and adds them up; scales `out` where a base moves.
   template <int kScores, int kSums>
@@ -44,11 +63,7 @@ struct OnlineSoftmax {
     bool shrinks = false;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float most = s[2 * h];
-#pragma unroll
-      for (int i = 1; i < kScores / 2; ++i) most = fmaxf(most, s[i / 2 * 4 + 2 * h + i % 2]);
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2)) * scale;
+      const float most = LargestOfQuery(s, h) * scale;
       const bool moves = most > base[h] + kSlack;
       shrink[h] = moves ? FastExp2(base[h] - most) : 1.f;
       shrinks = shrinks || (moves && base[h] != kNoScore);
@@ -63,15 +78,6 @@ struct OnlineSoftmax {
     for (int i = 0; i < kScores; ++i) {
       s[i] = FastExp2(fmaf(s[i], scale, -base[i / 2 % 2]));
       sum[i / 2 % 2] += s[i];
-    }
-  }
-
-  // The sums of the four lanes that share a query, in each of them.
-  __device__ __forceinline__ void AddLanes() {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-      sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
     }
   }
 };

@@ -69,7 +69,9 @@ void WgmmaFence();
 void WgmmaCommit();
 void WgmmaWait(int pending);
 // a_registers: 4 words of the left operand; null: it lies at descriptor a.
-void Wgmma(float* d, int columns, const uint32_t* a_registers, uint64_t a, uint64_t b, bool accumulate, Kind kind);
+// b_keys: with the left operand in registers, the right one is K-major all the same.
+void Wgmma(float* d, int columns, const uint32_t* a_registers, uint64_t a, uint64_t b, bool accumulate, Kind kind,
+           bool b_keys = false);
 
 }  // namespace emulation
 

@@ -221,7 +221,8 @@ void ReadOperand(WarpGroup* group, uint64_t descriptor, int rows, int bytes, uin
 
 }  // namespace
 
-void Wgmma(float* d, int columns, const uint32_t* a_registers, uint64_t a, uint64_t b, bool accumulate, Kind kind) {
+void Wgmma(float* d, int columns, const uint32_t* a_registers, uint64_t a, uint64_t b, bool accumulate, Kind kind,
+           bool b_keys) {
   Fiber* const fiber = running;
   WarpGroup* const group = fiber->group;
   if (!fiber->fenced) Fault("wgmma without WgmmaFence since the latest wait");
@@ -259,17 +260,20 @@ void Wgmma(float* d, int columns, const uint32_t* a_registers, uint64_t a, uint6
     for (int row = 0; row < 64; ++row) {
       for (int k = 0; k < depth; ++k) left[row * depth + k] = Value(&bytes[row * 32 + k * size], kind);
     }
-    ReadOperand(group, b, columns, 32, bytes.data());
-    for (int column = 0; column < columns; ++column) {
-      for (int k = 0; k < depth; ++k) right[k * columns + column] = Value(&bytes[column * 32 + k * size], kind);
-    }
-  } else {  // as mma.sync's left operand, 16 rows a warp; the right one has a row for each k
+  } else {  // as mma.sync's left operand, 16 rows a warp
     for (int t = 0; t < 128; ++t) {
       for (int i = 0; i < 8; ++i) {
         const int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, k = t % 4 * 2 + i % 2 + i / 4 * 8;
         left[row * depth + k] = Value(reinterpret_cast<const uint16_t*>(group->parts[t].a) + i, kind);
       }
     }
+  }
+  if (a_registers == nullptr || b_keys) {
+    ReadOperand(group, b, columns, 32, bytes.data());
+    for (int column = 0; column < columns; ++column) {
+      for (int k = 0; k < depth; ++k) right[k * columns + column] = Value(&bytes[column * 32 + k * size], kind);
+    }
+  } else {  // a row for each k
     ReadOperand(group, b, depth, columns * 2, bytes.data());
     for (int i = 0; i < depth * columns; ++i) right[i] = Value(&bytes[i * 2], kind);
   }

@@ -74,6 +74,10 @@ template <typename T>
 void MultiplyRegisters(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   emulation::Wgmma(d, 64, a, 0, b, true, emulation::KindOf<T>());
 }
+template <typename T>
+void MultiplyRegistersKeys(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  emulation::Wgmma(d, 64, a, 0, b, true, emulation::KindOf<T>(), true);
+}
 inline void HoldRegisters(float (&)[32]) {}
 
 }  // namespace cuda
