@@ -206,8 +206,8 @@ void TestThreads(const Model& model, int seconds) {
   const Config& c = model.config;
   std::vector<std::vector<int32_t>> rows;
   std::vector<std::vector<float>> alone;
-  for (int i = 0; i < 64; ++i) {
-    const Rows one = MakeRows(c, {Between(1, c.max_positions)});
+  for (int i = 0; i < 64; ++i) {  // the first half may lie in tiles
+    const Rows one = MakeRows(c, {Between(1, i < 32 ? 128 : c.max_positions)});
     Results r = Room(c, one, false);
     Batch b = one.batch();
     b.segment_ids = nullptr;  // as in the threads
@@ -225,9 +225,10 @@ void TestThreads(const Model& model, int seconds) {
       const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
       while (std::chrono::steady_clock::now() < end) {
         std::vector<int> chosen(1 + mine() % (mine() % 8 == 0 ? 60 : 6));
+        const size_t among = mine() % 2 == 0 ? rows.size() : rows.size() / 2;
         Rows batch;
         for (int& i : chosen) {
-          i = mine() % rows.size();
+          i = mine() % among;
           batch.ids.insert(batch.ids.end(), rows[i].begin(), rows[i].end());
           batch.splits.push_back(static_cast<int32_t>(batch.ids.size()));
         }
