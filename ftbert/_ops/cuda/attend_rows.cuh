@@ -93,8 +93,8 @@ __device__ __forceinline__ uint32_t LoadWord(uint32_t address) {
   return *reinterpret_cast<const uint32_t*>(&bits);
 }
 
-// Of a warp's 16 rows, where the keys of them lie and this lane's place among them for matrix stores of 8 columns a
-// piece; piece j is 16 j bytes away by exclusive or.
+// Where this lane puts its part of a matrix store, 8 columns twice, in a warp's 16 `rows` of shared memory; columns
+// from 8 j on are 16 j bytes away by exclusive or.
 __device__ __forceinline__ uint32_t PutPlace(uint32_t rows, int lane) {
   return rows + lane % 16 * kRowBytes + (lane / 16 ^ (lane & 7)) * 16;
 }
