@@ -61,11 +61,11 @@ def work_of(name, lengths, vocab_size, seed=0):
     return Work(name, PackedBatch(ids, np.zeros_like(ids), splits))
 
 
-def packed_groups(work):
+def packed_groups(work, row_tile=0):
     """Row numbers of each packed batch: all at once, or by the budget that ftbert's predictor has."""
     if work.batch.num_tokens <= 2 * BATCH_TOKENS:
         return [np.arange(work.batch.num_rows)]
-    return plan(work.lengths, BATCH_TOKENS)
+    return plan(work.lengths, BATCH_TOKENS, row_tile)
 
 
 def padded_groups(work, rows):
@@ -95,7 +95,8 @@ def ftbert(precision, tuned=False):
                 counts = {min(work.batch.num_tokens, BATCH_TOKENS) for work in works}
                 engine.tune(sorted(counts))
             for work in works:
-                parts = [(rows, work.batch.take(rows)) for rows in packed_groups(work)]
+                groups = packed_groups(work, engine.describe().get("row_tile", 0))
+                parts = [(rows, work.batch.take(rows)) for rows in groups]
                 yield work, lambda parts=parts: [(rows, engine.run(part)["logits"]) for rows, part in parts]
             print("  ", engine.describe(), flush=True)
 

@@ -68,16 +68,19 @@ def throughput(classifier, texts, rounds):
     """Many texts: ready token ids through the engine, one batch after the other; strings through predict(); parts."""
     batch = classifier.tokenize(texts).batch
     (runtime,) = classifier._runtimes
-    parts = [batch.take(group) for group in plan(np.diff(batch.row_splits), classifier.batch_tokens)]
+
+    def cut():
+        groups = plan(np.diff(batch.row_splits), classifier.batch_tokens, classifier.row_tile)
+        return [batch.take(group) for group in groups]
+
+    parts = cut()
     logits = np.zeros((len(texts), len(classifier.labels)), np.float32)
     kept = np.zeros(len(texts), bool)
     calls = {
         "engine": lambda: [runtime.run(part, "logits") for part in parts],
         "strings": lambda: classifier.predict(texts),
         "tokenize": lambda: classifier.tokenize(texts),
-        "cut into batches": lambda: [
-            batch.take(group) for group in plan(np.diff(batch.row_splits), classifier.batch_tokens)
-        ],
+        "cut into batches": cut,
         "logits to predictions": lambda: classifier.predictions_from_logits(logits, kept),
     }
     times = in_turns(calls, rounds)

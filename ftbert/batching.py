@@ -1,5 +1,6 @@
 """Token ids to packed batches: rows end to end, no padding. numpy only."""
 
+import math
 from typing import Any, List, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -88,14 +89,17 @@ def _joined(name: str, rows: Sequence[Sequence[int]]) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def plan(lengths: np.ndarray, batch_tokens: int) -> List[np.ndarray]:
+def plan(lengths: np.ndarray, batch_tokens: int, row_tile: int = 0) -> List[np.ndarray]:
     """Groups rows into batches of at most `batch_tokens` tokens each (a longer row gets a batch of its own).
 
     Rows are taken longest first, so that the rows of a batch are alike and the last batch, of the shortest, ends soon.
+    But an engine that fills tiles with whole rows wants all lengths in a batch: short rows fill what long ones leave.
 
     Args:
         lengths: (B,) tokens in each row.
         batch_tokens: the budget, at least 1.
+        row_tile: tokens of the engine's tiles (Engine.describe); rows of no more are dealt out to batches of as many
+            tokens each. 0: it has none.
 
     Returns:
         Index arrays that together name each row once.
@@ -104,6 +108,16 @@ def plan(lengths: np.ndarray, batch_tokens: int) -> List[np.ndarray]:
         raise InputError("batch_tokens: expected at least 1, got %r." % (batch_tokens,))
     lengths = np.asarray(lengths, np.int64)
     order = _longest_first(lengths)
+    dealt: List[np.ndarray] = []
+    longer = int(np.count_nonzero(lengths > row_tile))
+    if longer < len(order):
+        rest = order[longer:]
+        # Of rows dealt out longest first, no batch has more than the others' mean and its longest row.
+        room = batch_tokens - int(lengths[rest[0]])
+        parts = math.ceil(int(lengths[rest].sum()) / room) if room > 0 else len(order)
+        if parts < len(rest):
+            dealt = [rest[i::parts] for i in range(parts)]
+            order = order[:longer]
     groups = []
     ends = np.cumsum(lengths[order])
     start = 0
@@ -112,15 +126,17 @@ def plan(lengths: np.ndarray, batch_tokens: int) -> List[np.ndarray]:
         end = max(int(np.searchsorted(ends, used + batch_tokens, side="right")), start + 1)
         groups.append(order[start:end])
         start = end
-    return groups
+    return groups + dealt
 
 
-def spread(lengths: np.ndarray, parts: int) -> List[np.ndarray]:
-    """Groups rows into `parts` batches of as many tokens each, to within a row; longest rows first, as `plan`.
+def spread(lengths: np.ndarray, parts: int, row_tile: int = 0) -> List[np.ndarray]:
+    """Groups rows into `parts` batches of as many tokens each, to within a row; longest rows first, or dealt out, as
+    `plan`.
 
     Args:
         lengths: (B,) tokens in each row.
         parts: from 1 to B.
+        row_tile: as in `plan`; where a row is longer, none is dealt out.
 
     Returns:
         Index arrays that together name each row once; none is empty.
@@ -129,6 +145,8 @@ def spread(lengths: np.ndarray, parts: int) -> List[np.ndarray]:
     if not 1 <= parts <= len(lengths):
         raise InputError("parts: expected 1 to %d, the rows, got %r." % (len(lengths), parts))
     order = _longest_first(lengths)
+    if lengths[order[0]] <= row_tile:
+        return [order[i::parts] for i in range(parts)]
     ends = np.cumsum(lengths[order])
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts)
     # Every part gets a row, however long single rows are.

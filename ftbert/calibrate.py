@@ -267,7 +267,8 @@ def _timed_batches(classifier: FastBertClassifier, texts: Sequence[Any]) -> List
     encoded = classifier.tokenize(texts[:1024])
     rows = int(np.searchsorted(encoded.batch.row_splits, _TIMED_TOKENS))
     batch = encoded.rows(0, max(1, min(rows, encoded.batch.num_rows))).batch
-    return [batch.take(group) for group in plan(np.diff(batch.row_splits), classifier.batch_tokens)]
+    groups = plan(np.diff(batch.row_splits), classifier.batch_tokens, classifier.row_tile)
+    return [batch.take(group) for group in groups]
 
 
 def _compare(

@@ -82,7 +82,8 @@ def measure_model(
     mixed = lognormal_batch(rows, config.vocab_size, longest)
     records = []
     for name, batch in work + [("%d texts of 8 to %d tokens" % (rows, longest), mixed)]:
-        parts = [batch.take(group) for group in plan(np.diff(batch.row_splits), batch_tokens)]
+        groups = plan(np.diff(batch.row_splits), batch_tokens, classifier.row_tile)
+        parts = [batch.take(group) for group in groups]
 
         def run(parts: List[PackedBatch] = parts) -> None:
             for part in parts:

@@ -54,11 +54,11 @@ class FastBertClassifier:
         self._kind = device_kind(self.devices[0])
         self._runtimes = runtimes
         self._gate = Gate()
+        runs, found = [guarded(self._gate, runtime) for runtime in runtimes], [run.describe() for run in runtimes]
+        self.row_tile = min(int(facts.get("row_tile", 0)) for facts in found)
         # Two batches at a time on a card: one is copied while the other is computed.
-        self._pool = EnginePool(
-            [guarded(self._gate, runtime) for runtime in runtimes], self.devices, 2 if self._kind == "cuda" else 1
-        )
-        self._engine = " + ".join(str(runtime.describe()["name"]) for runtime in runtimes)
+        self._pool = EnginePool(runs, self.devices, 2 if self._kind == "cuda" else 1, self.row_tile)
+        self._engine = " + ".join(str(facts["name"]) for facts in found)
 
     @classmethod
     def load(

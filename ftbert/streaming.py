@@ -39,11 +39,17 @@ class EnginePool:
         runs: a function for each engine, from a batch and the name of an output to its rows.
         names: the engines' names, for messages.
         workers: threads for each engine.
+        row_tile: tokens of the tiles that the engines fill with whole rows; 0: they have none, or not all of them.
     """
 
     def __init__(
-        self, runs: Sequence[Callable[[PackedBatch, str], np.ndarray]], names: Sequence[str], workers: int
+        self,
+        runs: Sequence[Callable[[PackedBatch, str], np.ndarray]],
+        names: Sequence[str],
+        workers: int,
+        row_tile: int = 0,
     ) -> None:
+        self.row_tile = row_tile
         self._runs = list(runs)
         self._names = list(names)
         self._busy = [0] * len(self._runs)
@@ -135,7 +141,10 @@ def answer_batch(batch: PackedBatch, pool: EnginePool, want: str, batch_tokens: 
     # As many parts on each engine, of as many tokens each, so that all end at once.
     room = max(batch_tokens - int(lengths.max()), 1)
     parts = math.ceil(batch.num_tokens / (room * pool.engines)) * pool.engines
-    groups = plan(lengths, batch_tokens) if parts > batch.num_rows else spread(lengths, parts)
+    if parts > batch.num_rows:
+        groups = plan(lengths, batch_tokens, pool.row_tile)
+    else:
+        groups = spread(lengths, parts, pool.row_tile)
     futures: List[Any] = []
     values: Optional[np.ndarray] = None
     try:
@@ -159,7 +168,7 @@ def answer_chunks(encoded: Iterable[Encoded], pool: EnginePool, want: str, batch
     try:
         for chunk in encoded:
             batch = chunk.batch
-            groups = plan(np.diff(batch.row_splits), batch_tokens)
+            groups = plan(np.diff(batch.row_splits), batch_tokens, pool.row_tile)
             if len(groups) == 1:
                 groups = [np.arange(batch.num_rows)]
                 futures = [pool.submit(batch, want)]

@@ -52,6 +52,27 @@ def test_plan_names_each_row_once_within_the_budget(lengths, budget):
     assert ordered == sorted(lengths, reverse=True)
 
 
+@given(LENGTHS, st.integers(1, 120), st.integers(1, 40))
+def test_rows_that_fit_a_tile_are_dealt_out_within_the_budget(lengths, budget, tile):
+    groups = plan(np.array(lengths), budget, tile)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    totals = [sum(lengths[i] for i in group) for group in groups]
+    assert all(total <= budget or len(group) == 1 for total, group in zip(totals, groups))
+
+
+def test_batches_for_tiles_have_rows_of_all_lengths():
+    lengths = np.array([10, 200, 100, 90, 20, 30, 80, 40, 70, 60, 50, 129] * 10)
+    longer, *dealt = plan(lengths, 3500, 128)
+    assert set(lengths[longer]) == {200, 129}
+    assert len(dealt) == 2  # of 5,500 tokens
+    for group in dealt:
+        assert len(group) == 50 and len(set(lengths[group])) == 10
+        assert abs(lengths[group].sum() - 2750) <= 100
+    short = lengths[lengths <= 128]
+    assert [short[group].sum() for group in spread(short, 2, 128)] == [lengths[group].sum() for group in dealt]
+    assert set(lengths[spread(lengths, 4, 128)[0]]) == {200, 129}  # some are too long: longest first
+
+
 @given(LENGTHS, st.integers(1, 60))
 def test_spread_names_each_row_once_in_even_parts(lengths, parts):
     parts = min(parts, len(lengths))

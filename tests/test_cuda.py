@@ -253,9 +253,12 @@ def test_each_switch_leaves_the_answers_alone(switch, monkeypatch):
     batches = [random_batch(config, lengths) for lengths in ([32], [128, 60], [100] * 12, [64] * 18)]
     with build(config, arrays) as engine:
         expected = [engine.run(batch)["logits"] for batch in batches]
+        expected_tiles = "capability 9.0" in engine.describe()["isa"]
     monkeypatch.setenv("FTBERT_CUDA_DISABLE", switch)
+    tile = 128 if expected_tiles else 0
     with build(config, arrays) as engine:
         assert engine.describe()["switches"] == "no " + switch
+        assert engine.describe()["row_tile"] == (0 if switch == "tiles" else tile)
         for batch, logits in list(zip(batches, expected)) * 3:
             assert np.abs(engine.run(batch)["logits"] - logits).max() <= CUDA_TOLERANCES["fp16"]
     monkeypatch.setenv("FTBERT_CUDA_DISABLE", switch + ",everything")

@@ -77,6 +77,7 @@ std::string CudaBackend::DescribeFields() const {
          ", \"memory_bytes\": " + std::to_string(machine_.memory) + ", \"driver\": " + Quote(DriverRelease()) +
          ", \"runtime\": " + Quote(RuntimeVersion()) + ", \"scratch_bytes\": " + std::to_string(scratch) +
          ", \"scratch_bytes_per_token\": " + std::to_string(per_token) +
+         ", \"row_tile\": " + std::to_string(HasTiles() ? kRowsTile : 0) +
          ", \"tuned_products\": " + std::to_string(plans_.measured()) +
          (machine_.switches.empty() ? "" : ", \"switches\": " + Quote(machine_.switches.substr(1))) +
          ", \"warning\": " + (warning.empty() ? "null" : Quote(warning));

@@ -175,8 +175,9 @@ class CudaBackend final : public Backend {
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
   void MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm gemm, const char* doing, const NormParameters& norm);
   bool InPlace(const CudaWorkspace* w) const;
-  // Whether batches of so many tokens, rounded, run in tiles where their rows fit; and whether this one's rows do, into
-  // at most so many: `w->tiles` then.
+  // Whether there are tiles of short rows for this model here; whether batches of so many tokens, rounded, run in them
+  // where their rows fit; and whether this one's rows do, into at most so many: `w->tiles` then.
+  bool HasTiles() const;
   bool MayTile(int tokens) const;
   bool Tiles(CudaWorkspace* w, const Batch& batch, int most) const;
   bool AttendsStates(const CudaWorkspace* w, const CudaLinear& qkv) const;

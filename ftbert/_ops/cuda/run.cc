@@ -207,10 +207,14 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   return status;
 }
 
-bool CudaBackend::MayTile(int tokens) const {
+bool CudaBackend::HasTiles() const {
   const Element in = precision_ == Precision::kFloat8 ? Element::kFloat8 : element_;
-  return machine_.tiles && TilesPay(tokens, config_.num_heads, machine_.sms) &&
+  return machine_.tiles &&
          RowsAttentionFits(machine_, in, element_, config_.num_heads, config_.hidden_size / config_.num_heads);
+}
+
+bool CudaBackend::MayTile(int tokens) const {
+  return HasTiles() && TilesPay(tokens, config_.num_heads, machine_.sms);
 }
 
 bool CudaBackend::Tiles(CudaWorkspace* w, const Batch& batch, int most) const {
