@@ -95,7 +95,8 @@ def test_an_engine_that_refuses_a_batch_has_not_failed(error):
 
 @pytest.mark.parametrize("budget", [1, 3, 20, 64, 10000])
 @pytest.mark.parametrize("engines", [1, 2, 3])
-def test_a_batch_is_spread_and_comes_back_in_order(budget, engines):
+@pytest.mark.parametrize("tile", [0, 8, 128])
+def test_a_batch_is_spread_and_comes_back_in_order(budget, engines, tile):
     source = np.random.RandomState(budget)
     batch = pack([[index] * source.randint(1, 17) for index in range(200)])
     sizes, lock = [], threading.Lock()
@@ -105,12 +106,29 @@ def test_a_batch_is_spread_and_comes_back_in_order(budget, engines):
             sizes.append((part.num_tokens, part.num_rows))
         return echo(part, want)
 
-    pool = EnginePool([run] * engines, ["engine"] * engines, 2)
+    pool = EnginePool([run] * engines, ["engine"] * engines, 2, tile)
     assert np.array_equal(answer_batch(batch, pool, "logits", budget)[:, 0], np.arange(200))
     assert all(tokens <= budget or rows == 1 for tokens, rows in sizes)
     if budget == 64:
         assert len(sizes) % engines == 0
     pool.close()
+
+
+def test_texts_that_are_dealt_out_for_tiles_come_back_in_order(tmp_path):
+    models.google_folder(tmp_path)
+    texts = models.texts(500, seed=4)
+    with FastBertClassifier.load(str(tmp_path), threads=1, runtime="direct", batch_tokens=200) as loaded:
+        assert loaded.row_tile == 0  # a CPU has none
+        expected = loaded.predict_proba(texts)
+        met, real = [], loaded._pool.run
+
+        def run(batch, want):
+            met.append(np.diff(batch.row_splits))
+            return real(batch, want)
+
+        loaded._pool.run, loaded._pool.row_tile = run, 128
+        assert np.array_equal(loaded.predict_proba(texts), expected)
+        assert len(met) > 3 and all(lengths[0] > lengths[-1] for lengths in met)  # each has long ones and short ones
 
 
 def test_predict_ids_on_two_devices(tmp_path):
