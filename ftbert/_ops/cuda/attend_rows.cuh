@@ -103,6 +103,7 @@ __device__ __forceinline__ uint32_t PutPlace(uint32_t rows, int lane) {
 template <typename Sizes, typename T>
 __device__ __forceinline__ void FinishSums(const float (&acc)[kColumns / 2], uint32_t slot, int row, int rows,
                                            uint32_t keys, int lane, uint32_t (&queries)[4][4]) {
+  constexpr int kPairs = kHead / 16;  // of pieces of 8 columns: of the queries, then of keys, then of values
   float x_scale[2] = {1.f, 1.f};
   if (Sizes::kScaled) {
 #pragma unroll
@@ -112,8 +113,8 @@ __device__ __forceinline__ void FinishSums(const float (&acc)[kColumns / 2], uin
   const bool real[2] = {row + lane / 4 < rows, row + lane / 4 + 8 < rows};
   const uint32_t columns = slot + lane % 4 * (Sizes::kScaled ? 16 : 8), put = PutPlace(keys, lane);
 #pragma unroll
-  for (int pair = 0; pair < kColumns / 16; ++pair) {  // of pieces of 8 columns
-    uint32_t bits[4];                                 // top and low rows of one, then of the other
+  for (int pair = 0; pair < 3 * kPairs; ++pair) {
+    uint32_t bits[4];  // top and low rows of one piece, then of the other
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int j = 2 * pair + i / 2, h = i % 2;
@@ -130,16 +131,16 @@ __device__ __forceinline__ void FinishSums(const float (&acc)[kColumns / 2], uin
       for (int c = 0; c < 2; ++c) {
         const float sum = acc[4 * j + 2 * h + c];
         value[c] = Sizes::kScaled ? fmaf(sum, x_scale[h] * w_scale[c], bias[c]) : sum + bias[c];
-        if (pair >= kColumns / 24 && !real[h]) value[c] = 0.f;
+        if (pair >= 2 * kPairs && !real[h]) value[c] = 0.f;
       }
       bits[i] = PackPair<T>(value[0], value[1]);
     }
-    if (pair < 4) {
+    if (pair < kPairs) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) queries[pair][i] = bits[i];
     } else {
-      const uint32_t to = pair < 8 ? put : put + kTokensBytes;
-      StoreMatrix4(to ^ (pair % 4 * 32), bits[0], bits[1], bits[2], bits[3]);
+      const uint32_t to = pair < 2 * kPairs ? put : put + kTokensBytes;
+      StoreMatrix4(to ^ (pair % kPairs * 32), bits[0], bits[1], bits[2], bits[3]);
     }
   }
 }

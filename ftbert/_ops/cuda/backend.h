@@ -64,12 +64,11 @@ struct Slots {
   void* first_query = nullptr;
   void* pooled = nullptr;
   float* logits = nullptr;         // device memory, or pinned where few
+  // The latter: of the rows and, where they lie in tiles, of TileSlots tiles, and how many of these there are.
   int2 *ranges = nullptr, *row_ranges = nullptr;
   const Token* tokens = nullptr;   // device memory, or pinned where few
   const int2* row_source = nullptr;
   bool float8_context = false;     // of the layer under way, for all tokens
-  int tile_slots = 0;              // behind the ranges of the rows lie those of so many tiles, and their number
-  int sure_tiles = 0;              // tiles that every batch of this shape has
   bool reversed = false;           // the order in which the latest kernel over all tokens took them
   bool first_in_place = false;     // the last layer's queries lie in qkv and its states in `all`: nothing was gathered
 };
@@ -172,6 +171,7 @@ class CudaBackend final : public Backend {
   void ReachAhead(CudaWorkspace* w, Gemm* gemm) const;
   void Multiply(CudaWorkspace* w, Gemm gemm, const char* doing);
   // x = the rows' states, in the type that `weight` wants.
+  void TakeStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm* gemm) const;
   void MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm gemm, const char* doing);
   void MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm gemm, const char* doing, const NormParameters& norm);
   bool InPlace(const CudaWorkspace* w) const;

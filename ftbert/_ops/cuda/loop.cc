@@ -119,16 +119,20 @@ void CudaBackend::MultiplyAddNorm(CudaWorkspace* w, Rows* rows, Gemm g, const ch
         "normalizing");
 }
 
-void CudaBackend::MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm g, const char* doing) {
-  g.m = rows->count;
-  g.ldx = pitch_;
-  g.reversed = Turn(w, rows);
+void CudaBackend::TakeStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm* g) const {
+  g->m = rows->count;
+  g->ldx = pitch_;
+  g->reversed = Turn(w, rows);
   if (weight.element == Element::kFloat8) {
-    g.x = rows->quantized.values;
-    g.x_scale.values = rows->quantized.scale;
+    g->x = rows->quantized.values;
+    g->x_scale.values = rows->quantized.scale;
   } else {
-    g.x = rows->states;
+    g->x = rows->states;
   }
+}
+
+void CudaBackend::MultiplyStates(CudaWorkspace* w, Rows* rows, const CudaLinear& weight, Gemm g, const char* doing) {
+  TakeStates(w, rows, weight, &g);
   Multiply(w, g, doing);
 }
 
@@ -143,7 +147,7 @@ void CudaBackend::Embed(Workspace* workspace, const EmbeddingTables& tables, con
   e.tokens = w->tokens;
   e.rows = w->row_source;
   e.count = w->all.count;
-  e.row_count = w->first.count + (w->tiled ? w->tile_slots + 1 : 0);
+  e.row_count = w->first.count + (w->tiled ? TileSlots(w->all.count) + 1 : 0);  // the tiles lie behind the rows
   e.ranges = w->ranges;
   e.row_ranges = w->row_ranges;
   Check(w, RunEmbed(machine_, element_, e, NormOf(static_cast<const CudaNorm&>(norm)), w->all.states,
@@ -206,19 +210,13 @@ void CudaBackend::AttendAll(Workspace* workspace, const PackedLinear& qkv) {
   w->float8_context = linear.bounded_values;
   RowsAttention a;
   a.product = Product(linear, 0, 3);
-  Gemm& g = a.product;
-  g.m = w->all.count, g.ldx = pitch_;
-  g.reversed = Turn(w, &w->all);
-  if (linear.element == Element::kFloat8) {
-    g.x = w->all.quantized.values, g.x_scale.values = w->all.quantized.scale;
-  } else {
-    g.x = w->all.states;
-  }
-  a.ranges = w->ranges, a.tiles = w->row_ranges + w->first.count, a.slots = w->tile_slots, a.sure = w->sure_tiles;
+  TakeStates(w, &w->all, linear, &a.product);
+  a.ranges = w->ranges, a.tiles = w->row_ranges + w->first.count, a.slots = TileSlots(w->all.count);
+  a.sure = CeilDiv(w->recorded ? LeastTokens(w->all.count) : w->all.count, kRowsTile);  // of any batch that runs this
   a.heads = config_.num_heads;
   a.context = w->all.context, a.ld_context = pitch_;
   a.float8_context = w->float8_context;
-  ReachAhead(w, &g);
+  ReachAhead(w, &a.product);
   Check(w, RunRowsAttention(machine_, a, w->stream), "attending");
 }
 

@@ -165,8 +165,6 @@ Status CudaBackend::Upload(Workspace* workspace, const Shape& shape, const Batch
   auto* row = reinterpret_cast<int2*>(token + tokens);
   const int slots = TileSlots(tokens);
   w->tiled = Tiles(w, batch, slots);
-  w->tile_slots = w->tiled ? slots : 0;
-  w->sure_tiles = CeilDiv(w->recorded ? LeastTokens(tokens) : tokens, kRowsTile);
   for (int b = 0; b < shape.rows; ++b) {
     const int from = batch.row_splits[b], count = batch.row_splits[b + 1] - from;
     const int begin = w->tiled ? w->tiles.begins[b] : from;
