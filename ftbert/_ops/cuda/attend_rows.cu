@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t keys = base + kStages * kStageBytes, slots = keys + 2 * kTokensBytes;
   const uint32_t full = slots + kSlots * S::kSlotBytes, empty = full + 8 * kStages;
   const uint32_t slot_full = empty + 8 * kStages, slot_empty = slot_full + 8 * kSlots;
-  const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
+  const int warpgroup = Warpgroup(), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);
     PrefetchMap(&w_map);

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(384, 1)
   const uint32_t sent = columns + Sizes::kColumnBytes, full = sent + Sizes::kSentBytes, empty = full + 8 * kStages;
   const uint32_t columns_full = empty + 8 * kStages, residuals = columns_full + 8;
   const uint32_t exchanged = residuals + 8 * 8 * Sizes::kBuffers;
-  const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
+  const int warpgroup = Warpgroup(), lane = threadIdx.x % 32;
   const int rank = static_cast<int>(ClusterRank()), column = rank * kColumns;
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);

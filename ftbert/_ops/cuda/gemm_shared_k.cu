@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(SharedSizes<kGroups, kSplit>::kThreads, 1)
   for (int slice = 0; slice < slices; ++slice) {
     const int stage = slice % kStages;
     BarrierWait(full + 8 * stage, slice / kStages & 1);
-    const uint64_t x_tile = TileDescriptor(base + stage * kStageBytes + (kGroups > 1 ? warp / 4 * 64 * 128 : 0));
+    const uint64_t x_tile = TileDescriptor(base + stage * kStageBytes + (kGroups > 1 ? Warpgroup() * 64 * 128 : 0));
     const uint64_t w_tile = TileDescriptor(base + stage * kStageBytes + kRows * 128);
     WgmmaFence();
 #pragma unroll

@@ -70,7 +70,7 @@ struct SplitTile {
 
   // kGroups sums of (kTokens, kPitch) floats at `base`, for all threads to read.
   __device__ __forceinline__ void Multiply() const {
-    const int group = threadIdx.x / 128;
+    const int group = Warpgroup();
     float acc[kTokens / 2];
 #pragma unroll
     for (int i = 0; i < kTokens / 2; ++i) acc[i] = 0.f;

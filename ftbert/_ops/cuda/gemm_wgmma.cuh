@@ -32,9 +32,9 @@ struct WgmmaSizes {
   static constexpr int kBarriers = 8 * (2 * 7 + 2 * kSlots + 4 * kGroups * 4);
   static constexpr int kAvailable = 227 * 1024 - 1024 - kBarriers - kSlots * End::kParameterBytes;
   static constexpr int kEach = 4 * kGroups * End::kBufferBytes;  // a buffer of every multiplying warp
-  // As many buffers as divide the parts of a tile and leave room for five stages (seven small ones), or, where nothing
+  // As many buffers as divide the parts of a tile and leave room for six stages (seven small ones), or, where nothing
   // hides a tile's end, for three.
-  static constexpr int kLeast = !kAlternate ? 3 : kStageBytes >= 32768 ? 5 : 7, kParts = kBlocks * End::kParts;
+  static constexpr int kLeast = !kAlternate ? 3 : kStageBytes >= 32768 ? 6 : 7, kParts = kBlocks * End::kParts;
   static constexpr int kRoom = (kAvailable - kLeast * kStageBytes) / kEach;
   static constexpr int kBuffers = kRoom >= 4 && kParts % 4 == 0   ? 4
                                   : kRoom >= 3 && kParts % 3 == 0 ? 3
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
   const CUtensorMap *out_map = nullptr, *residual_map = nullptr;
   if constexpr (!kFew) out_map = &maps.out, residual_map = &maps.residual;
   const uint32_t residuals = slot_empty + 8 * Sizes::kSlots;
-  const int warpgroup = threadIdx.x / 128;
+  const int warpgroup = Warpgroup();
   const uint32_t rank = kCluster > 1 ? ClusterRank() : 0;
   if (threadIdx.x == 0) {
     PrefetchMap(&x_map);
