@@ -6,10 +6,9 @@
 // and keep their sums in registers. Each CTA sends what it knows of a row (mean and squares of its columns; where an
 // fp8 copy is wanted also its largest value and its length) into the shared memory of all CTAs, where it completes an
 // mbarrier. Sums are not rounded to 16 bits before they are normalized.
-#include "cuda/hopper.cuh"
 #include "cuda/kernels.h"
 #include "cuda/tensor_map.h"
-#include "cuda/wgmma_end.cuh"
+#include "cuda/wgmma_feed.cuh"
 
 namespace ftbert {
 namespace cuda {
@@ -41,6 +40,15 @@ struct NormArgs {
 };
 
 #if FTBERT_HOPPER
+// The tiles of a CTA: blocks of rows, its columns of each.
+struct WholeRows {
+  int tiles, first, stride, rank;
+  bool reversed;
+
+  __device__ __forceinline__ int Column(int) const { return rank * kColumns; }
+  __device__ __forceinline__ int Row(int tile) const { return (reversed ? tiles - 1 - tile : tile) * kRows; }
+};
+
 // What the CTAs of a cluster know of rows, for all of them: two numbers each. The four lanes that hold a row send to a
 // CTA each.
 struct Exchange {
@@ -103,36 +111,14 @@ __global__ void __launch_bounds__(384, 1)
   ClusterWait();
   LetNextKernelStart();
 
-  const int tiles = CeilDiv(a.m, kRows), slices = CeilDiv(a.k, kSlice);
-  const int first = blockIdx.x / a.ctas, stride = gridDim.x / a.ctas;
-  const auto row_of = [&](int tile) { return (a.reversed ? tiles - 1 - tile : tile) * kRows; };
+  const WholeRows order{CeilDiv(a.m, kRows), static_cast<int>(blockIdx.x) / a.ctas,
+                        static_cast<int>(gridDim.x) / a.ctas, rank, a.reversed};
+  const int slices = CeilDiv(a.k, kSlice);
 
   if (warpgroup == 0) {
     GiveRegisters<40>();
     if (threadIdx.x == 0) {
-      const auto load_w = [&](int stage, int slice) {
-        BarrierExpect(full + 8 * stage, Sizes::kStageBytes);
-        LoadTile(base + stage * Sizes::kStageBytes + kRows * 128, &w_map, full + 8 * stage, slice * kSlice, column);
-      };
-      const int early = first < tiles ? (slices < kStages ? slices : kStages) : 0;
-      for (int slice = 0; slice < early; ++slice) load_w(slice, slice);
-      WaitForPreviousKernel();
-      int stage = 0;
-      uint32_t parity = 1;
-      bool ahead = true;
-      for (int tile = first; tile < tiles; tile += stride, ahead = false) {
-        for (int slice = 0; slice < slices; ++slice) {
-          if (!ahead || slice >= early) {
-            BarrierWait(empty + 8 * stage, parity);
-            load_w(stage, slice);
-          }
-          LoadTile(base + stage * Sizes::kStageBytes, &x_map, full + 8 * stage, slice * kSlice, row_of(tile));
-          if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-          }
-        }
-      }
+      TileFeed<In, kRows, kColumns, kStages, 1>{&x_map, &w_map, base, full, empty}.Run(order, slices);
     } else if (threadIdx.x / 32 == 1) {
       const float* const from[4] = {a.bias, a.gamma, a.beta, a.w_scale};
 #pragma unroll
@@ -155,8 +141,8 @@ __global__ void __launch_bounds__(384, 1)
                                         &states_map,
                                         lane};
     int slice_count = 0, count = 0;
-    for (int tile = first; tile < tiles; tile += stride, ++count) {
-      const int row = row_of(tile) + mine * 64 + warp * 16;
+    for (int tile = order.first; tile < order.tiles; tile += order.stride, ++count) {
+      const int row = order.Row(tile) + mine * 64 + warp * 16;
       if (lane == 0) {
         WaitStoresRead<0>();
 #pragma unroll

@@ -8,9 +8,8 @@
 #ifndef FTBERT_CUDA_GEMM_WGMMA_CUH_
 #define FTBERT_CUDA_GEMM_WGMMA_CUH_
 
-#include "cuda/hopper.cuh"
 #include "cuda/tensor_map.h"
-#include "cuda/wgmma_end.cuh"
+#include "cuda/wgmma_feed.cuh"
 
 namespace ftbert {
 namespace cuda {
@@ -97,67 +96,15 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
   }
   LetNextKernelStart();
 
-  const int columns = CeilDiv(e.n, kColumns);
-  const int row_tiles = CeilDiv(CeilDiv(e.m, kRows), kCluster), tiles = columns * row_tiles;
-  const auto column_of = [&](int tile) { return tile % columns * kColumns; };
-  const auto row_of = [&](int tile) {
-    const int at = e.reversed ? row_tiles - 1 - tile / columns : tile / columns;
-    return (at * kCluster + static_cast<int>(rank)) * kRows;
-  };
+  const TileOrder<kRows, kColumns, kCluster> order(e, static_cast<int>(rank));
   const int slices = CeilDiv(e.k, kSlice);
-  const int first = blockIdx.x / kCluster, stride = gridDim.x / kCluster;
 
   if (warpgroup == 0) {
     GiveRegisters<Sizes::kSpared>();
-    const auto load_x = [&](int stage, int slice, int row) {
-      LoadTile(base + stage * Sizes::kStageBytes, &x_map, full + 8 * stage, slice * kSlice, row);
-    };
-    const auto load_w = [&](int stage, int slice, int column) {
-      const uint32_t barrier = full + 8 * stage, w_tile = base + stage * Sizes::kStageBytes + kRows * 128;
-      BarrierExpect(barrier, Sizes::kStageBytes);
-      if (kCluster == 1) {
-        LoadTile(w_tile, &w_map, barrier, slice * kSlice, column);
-      } else {
-        constexpr int kShare = kColumns / kCluster;
-        LoadTileMulticast(w_tile + rank * kShare * 128, &w_map, barrier, slice * kSlice, column + rank * kShare,
-                          (1 << kCluster) - 1);
-      }
-    };
     if (threadIdx.x == 0) {
-      // The weights of the first stages do not depend on the kernel before.
-      const int early = first < tiles ? (slices < kStages ? slices : kStages) : 0;
-#pragma unroll 1
-      for (int slice = 0; slice < early; ++slice) load_w(slice, slice, column_of(first));
-      WaitForPreviousKernel();
-      int stage = 0;
-      uint32_t parity = 1;
-      bool ahead = true;
-      for (int tile = first; tile < tiles; tile += stride, ahead = false) {
-        const int column = column_of(tile), row = row_of(tile);
-#pragma unroll 1
-        for (int slice = 0; slice < slices; ++slice) {
-          if (!ahead || slice >= early) {
-            BarrierWait(empty + 8 * stage, parity);
-            load_w(stage, slice, column);
-          }
-          load_x(stage, slice, row);
-          if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-          }
-        }
-      }
+      TileFeed<In, kRows, kColumns, kStages, kCluster>{&x_map, &w_map, base, full, empty}.Run(order, slices);
     } else if (threadIdx.x / 32 == 1) {
-      int count = 0;
-      for (int tile = first; tile < tiles; tile += stride, ++count) {
-        const int slot = count % Sizes::kSlots;
-        const uint32_t at = parameters + slot * End::kParameterBytes;
-        BarrierWait(slot_empty + 8 * slot, (count / Sizes::kSlots & 1) ^ 1);
-        BringColumns<End>(at, e, column_of(tile), threadIdx.x % 32);
-        if (count == 0) WaitForPreviousKernel();
-        BringRows<End>(at, e, row_of(tile), threadIdx.x % 32);
-        BarrierArrive(slot_full + 8 * slot);
-      }
+      FeedParameters<End, Sizes::kSlots>(order, e, parameters, slot_full, slot_empty);
     } else if (threadIdx.x == 64 && prefetch_bytes > 0) {
       PrefetchShare(prefetch, prefetch_bytes);
     }
@@ -185,12 +132,12 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
     int slice_count = 0;  // slices of all tiles so far: names the stage and its parity
     int count = 0, uses = 0;
     if (kAlternate && mine == 1) NamedBarrierArrive(1, 256);  // the first turn is warpgroup 0's
-    for (int tile = first; tile < tiles; tile += stride, ++count) {
+    for (int tile = order.first; tile < order.tiles; tile += order.stride, ++count) {
       if (kAlternate && (count & 1) != mine) {
         slice_count += slices;
         continue;
       }
-      const int column = column_of(tile), row = row_of(tile) + row_in_tile;
+      const int column = order.Column(tile), row = order.Row(tile) + row_in_tile;
       if (fetches && lane == 0) {
         WaitStoresRead<0>();
 #pragma unroll
@@ -227,11 +174,11 @@ __global__ void __launch_bounds__(WgmmaSizes<In, Out, kRows, kColumns, kAlternat
         previous = stage;
       }
       // The other's turn, if it has one: no arrival may be left over when the CTA ends.
-      if (kAlternate && tile + stride < tiles) NamedBarrierArrive(1 + (mine ^ 1), 256);
+      if (kAlternate && tile + order.stride < order.tiles) NamedBarrierArrive(1 + (mine ^ 1), 256);
       WgmmaWait<0>();
       leave(previous);
 
-      const bool last = tile + (kAlternate ? 2 : 1) * stride >= tiles;
+      const bool last = tile + (kAlternate ? 2 : 1) * order.stride >= order.tiles;
       const int slot = count % Sizes::kSlots;
       const uint32_t at = parameters + slot * End::kParameterBytes;
       BarrierWait(slot_full + 8 * slot, count / Sizes::kSlots & 1);
