@@ -39,7 +39,7 @@ README_SHOWS = (
     "peers_cpu_zen5_2_threads",
     "peers_cpu_zen5_avx2",
     "peers_gpu_nvidia_h100_80gb_hbm3",
-    "peers_gpu_nvidia_h200_tiles",
+    "peers_gpu_nvidia_h200_uniform",
 )
 
 
