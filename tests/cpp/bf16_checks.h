@@ -109,6 +109,12 @@ inline void CheckBf16(const Form& form) {
   }
   for (int32_t outputs : {1, 31, 32, 97, 512}) CheckPreparedOutput(form, Problem(97, outputs, 35));
   for (int32_t rows = 1; rows <= 65; ++rows) CheckPreparedOutput(form, Problem(70, 97, rows));
+  // K in parts (AMX), sums of several blocks of rows waiting from one to the next: as many rows as wait, and more.
+  for (int32_t rows : {49, 512, 530}) {
+    const Problem p(1000, 40, rows);
+    CheckBf16Product(form, p, 1, Epilogue::kBiasGeluErf);
+    CheckRowsAreIndependent(form, p, p.Pack(*form.kernel), Epilogue::kBiasGeluErf);
+  }
   for (int32_t inputs : {1, 31, 32, 33, 64, 65, 97, 769}) {
     const Problem p(inputs, 105, 65);
     CheckBf16Product(form, p, 3, Epilogue::kBiasGeluErf);

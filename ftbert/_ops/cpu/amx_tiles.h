@@ -41,6 +41,8 @@ static_assert(sizeof(TileShapes) == 64, "the layout of ldtilecfg");
 #define AMX_RELEASE() _tile_release()
 #define AMX_ZERO(tile) _tile_zero(tile)
 #define AMX_LOAD(tile, base, stride) _tile_loadd(tile, base, stride)
+// What is not read again soon: it leaves what else is in the first-level cache there.
+#define AMX_LOAD_ONCE(tile, base, stride) _tile_stream_loadd(tile, base, stride)
 #define AMX_STORE(tile, base, stride) _tile_stored(tile, base, stride)
 #define AMX_DOT_INT8(c, a, b) _tile_dpbusd(c, a, b)
 #define AMX_DOT_BF16(c, a, b) _tile_dpbf16ps(c, a, b)
@@ -104,6 +106,7 @@ inline void EmulateDotBf16(int c, int a, int b) {
 #define AMX_RELEASE() (Emulated() = EmulatedTiles())
 #define AMX_ZERO(t) std::memset(Emulated().tile[t], 0, sizeof(Emulated().tile[t]))
 #define AMX_LOAD(tile, base, stride) EmulateLoad(tile, base, stride)
+#define AMX_LOAD_ONCE(tile, base, stride) EmulateLoad(tile, base, stride)
 #define AMX_STORE(tile, base, stride) EmulateStore(tile, base, stride)
 #define AMX_DOT_INT8(c, a, b) EmulateDotInt8(c, a, b)
 #define AMX_DOT_BF16(c, a, b) EmulateDotBf16(c, a, b)
