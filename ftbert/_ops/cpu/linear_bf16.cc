@@ -40,16 +40,11 @@ void ComputePortable(const LinearJob& job) {
   }
 }
 
-class Bf16LinearKernel : public LinearKernel {
+class Bf16LinearKernel : public FormKernel {
  public:
-  explicit Bf16LinearKernel(const LinearOps& ops) : ops_(ops) {}
+  using FormKernel::FormKernel;
 
   Precision precision() const override { return Precision::kBFloat16; }
-  Isa isa() const override { return ops_.isa; }
-  int32_t row_tile() const override { return ops_.row_tile; }
-  int32_t panel_columns() const override { return ops_.panel_columns; }
-  int32_t group_rows() const override { return ops_.group_rows; }
-  int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
   bool writes_prepared() const override { return !ops_.takes_floats; }
   size_t input_row_bytes(int32_t inputs) const override {
     return ops_.takes_floats ? 0 : static_cast<size_t>(Lines(inputs, 2)) * kLineBytes;
@@ -85,9 +80,6 @@ class Bf16LinearKernel : public LinearKernel {
   void Compute(const PackedMatrix& weight, const Tile& tile) const override {
     ops_.compute(MakeJob(weight, tile, 2, ops_.panel_columns));
   }
-
- private:
-  const LinearOps& ops_;
 };
 
 }  // namespace

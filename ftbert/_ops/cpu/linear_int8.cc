@@ -172,16 +172,11 @@ class PanelQuantizer {
   std::vector<int32_t> levels_;  // sums of q
 };
 
-class Int8LinearKernel : public LinearKernel {
+class Int8LinearKernel : public FormKernel {
  public:
-  explicit Int8LinearKernel(const LinearOps& ops) : ops_(ops) {}
+  using FormKernel::FormKernel;
 
   Precision precision() const override { return Precision::kInt8; }
-  Isa isa() const override { return ops_.isa; }
-  int32_t row_tile() const override { return ops_.row_tile; }
-  int32_t panel_columns() const override { return ops_.panel_columns; }
-  int32_t group_rows() const override { return ops_.group_rows; }
-  int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
   size_t input_row_bytes(int32_t inputs) const override {
     const int32_t lines = Lines(inputs, 1);
     return lines * kLineBytes + (ops_.row_tail_bytes != nullptr ? ops_.row_tail_bytes(lines) : kLineBytes);
@@ -231,9 +226,6 @@ class Int8LinearKernel : public LinearKernel {
     job.column_sum = job.column_scale + padded_columns;
     ops_.compute(job);
   }
-
- private:
-  const LinearOps& ops_;
 };
 
 }  // namespace

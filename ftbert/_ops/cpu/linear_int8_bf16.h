@@ -83,6 +83,21 @@ struct LinearOps {
   int32_t group_rows = 1;                                               // 16: rows and panels are in tile form
 };
 
+// What the kernels of both precisions say of their form.
+class FormKernel : public LinearKernel {
+ public:
+  explicit FormKernel(const LinearOps& ops) : ops_(ops) {}
+
+  Isa isa() const override { return ops_.isa; }
+  int32_t row_tile() const override { return ops_.row_tile; }
+  int32_t panel_columns() const override { return ops_.panel_columns; }
+  int32_t group_rows() const override { return ops_.group_rows; }
+  int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
+
+ protected:
+  const LinearOps& ops_;
+};
+
 // int8. Every form gives the same integer sums; they differ in the last bits of the fp32 epilogue at most.
 extern const LinearOps kInt8Portable;
 extern const LinearOps kInt8Avx2;        // vpmaddubsw, exact, on weights whose pairs are bounded

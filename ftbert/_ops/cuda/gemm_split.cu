@@ -247,23 +247,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     ClusterArrive();
     ClusterWait();
   }
-  switch (e.act) {
-    case Act::kNone:
-      AddPartials<In, Out, Act::kNone, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
-      break;
-    case Act::kGeluErf:
-      AddPartials<In, Out, Act::kGeluErf, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
-      break;
-    case Act::kGeluTanh:
-      AddPartials<In, Out, Act::kGeluTanh, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
-      break;
-    case Act::kRelu:
-      AddPartials<In, Out, Act::kRelu, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
-      break;
-    case Act::kTanh:
-      AddPartials<In, Out, Act::kTanh, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
-      break;
-  }
+  WithAct(e.act, [&](auto act) {
+    AddPartials<In, Out, decltype(act)::value, kTokens>(partial, e, token0, output0, bias, w_scale, inputs);
+  });
 #endif
 }
 
