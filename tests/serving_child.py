@@ -9,14 +9,14 @@ import sys
 
 from serving_fakes import KnownPredictor
 
-from ftbert.serving import server, table
+from ftbert.serving import server
 from ftbert.serving.options import ServeOptions
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
 
-    def load(_table, path):
+    def load(_options, path):
         labels = ("none", "one", "two")
         if path != "known":
             with open(path, encoding="utf-8") as file:
@@ -32,7 +32,7 @@ def main() -> None:
         predictor.predict_ids = slow_after_the_first
         return predictor
 
-    table.ModelTable._load_path = load
+    ServeOptions.load = load
     server.run(
         {"known": settings.get("labels_file") or "known"},
         ServeOptions(**dict({"port": 0}, **settings.get("options", {}))),

@@ -77,20 +77,10 @@ class _Replica:
     """One loaded model and its queue."""
 
     def __init__(self, model: str, options: Any) -> None:
-        from ftbert.predictor import FastBertClassifier
         from ftbert.serving.queue import BatchingPredictor
 
         self._options = options
-        predictor = FastBertClassifier.load(
-            model,
-            device=options.device,
-            devices=options.devices,
-            precision=options.precision,
-            max_length=options.max_length,
-            truncation=options.truncation,
-            threads=options.threads,
-            runtime=options.runtime,
-        )
+        predictor = options.load(model)
         if not predictor.labels:
             raise UnavailableError("%s: expected a model with a classifier, got an encoder alone." % model)
         self._queue = BatchingPredictor(

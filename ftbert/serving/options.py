@@ -2,9 +2,12 @@
 
 import dataclasses
 import os
-from typing import Optional, Sequence, Union
+from typing import TYPE_CHECKING, Optional, Sequence, Union
 
 from ftbert.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ftbert.predictor import FastBertClassifier
 
 __all__ = ["ServeOptions"]
 
@@ -79,6 +82,21 @@ class ServeOptions:
     ssl_keyfile: Optional[str] = None
     ssl_keyfile_password: Optional[str] = None
     ssl_ca_certs: Optional[str] = None
+
+    def load(self, path: str) -> "FastBertClassifier":
+        """Loads a model with these options. Raises as `FastBertClassifier.load`."""
+        from ftbert.predictor import FastBertClassifier
+
+        return FastBertClassifier.load(
+            path,
+            device=self.device,
+            devices=self.devices,
+            precision=self.precision,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            threads=self.threads,
+            runtime=self.runtime,
+        )
 
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():

@@ -46,7 +46,7 @@ class ModelTable:
     Args:
         models: name -> path of a model folder, or a loaded FastBertClassifier (which cannot be reloaded).
         options: how to load and to queue.
-        load: what loads a path; `FastBertClassifier.load` with the options' arguments unless a test says otherwise.
+        load: what loads a path; `options.load` unless a test says otherwise.
 
     Raises:
         ConfigError: no model, or a name that cannot stand in a URL.
@@ -65,7 +65,7 @@ class ModelTable:
         self.options = options
         self.metrics = metrics
         self.draining = False
-        self._load = load or self._load_path
+        self._load = load or options.load
         self._reloading = threading.Lock()
         self._models: Dict[str, ServedModel] = {}
         for name in models:
@@ -157,21 +157,6 @@ class ModelTable:
             queue.close()
             raise
         return model
-
-    def _load_path(self, path: str) -> "FastBertClassifier":
-        from ftbert.predictor import FastBertClassifier
-
-        options = self.options
-        return FastBertClassifier.load(
-            path,
-            device=options.device,
-            devices=options.devices,
-            precision=options.precision,
-            max_length=options.max_length,
-            truncation=options.truncation,
-            threads=options.threads,
-            runtime=options.runtime,
-        )
 
 
 def _give_back_memory() -> None:
