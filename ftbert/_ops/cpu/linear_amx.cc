@@ -152,18 +152,11 @@ struct Operands {
   } else {                                                                  \
     AMX_ZERO(tile);                                                         \
   }
-// The rows of more than one tile are not read again before the next part or panel; where there is one, the weights.
-#define FTBERT_AMX_LOAD_ROWS(tile, at)    \
-  if (kTiles == 2) {                      \
-    AMX_LOAD_ONCE(tile, at, kLineBytes);  \
-  } else {                                \
-    AMX_LOAD(tile, at, kLineBytes);       \
-  }
-#define FTBERT_AMX_LOAD_WEIGHTS(tile, at) \
-  if (kTiles == 2) {                      \
-    AMX_LOAD(tile, at, kLineBytes);       \
-  } else {                                \
-    AMX_LOAD_ONCE(tile, at, kLineBytes);  \
+#define FTBERT_AMX_LOAD_ROWS(tile, at)   \
+  if (kManyBlocks) {                     \
+    AMX_LOAD_ONCE(tile, at, kLineBytes); \
+  } else {                               \
+    AMX_LOAD(tile, at, kLineBytes);      \
   }
 
 // The products of what is loaded, and the loads of what comes `after`; kBegin comes before each product.
@@ -174,19 +167,20 @@ struct Operands {
   if (kTiles == 2) {                                                                      \
     kBegin(2) FTBERT_AMX_DOT(2, 5, 6);                                                    \
   }                                                                                       \
-  FTBERT_AMX_LOAD_WEIGHTS(6, (after).weights)                                             \
+  AMX_LOAD(6, (after).weights, kLineBytes);                                               \
   if (kTiles == 2) {                                                                      \
     kBegin(3) FTBERT_AMX_DOT(3, 5, 7);                                                    \
   }                                                                                       \
   if ((after).tiles == 2) {                                                               \
     FTBERT_AMX_LOAD_ROWS(5, (after).in + group_bytes)                                     \
   }                                                                                       \
-  FTBERT_AMX_LOAD_WEIGHTS(7, (after).weights + kTileBytes)
+  AMX_LOAD(7, (after).weights + kTileBytes, kLineBytes);
 
 // Sums of kTiles row tiles by `lines` of one panel, in tiles 0 .. 3, added to those `waiting` from the part of K before
 // (null: none); the operands of its first step are loaded, those of `next` will be. The sums of the block before are
-// stored with the first step, that block is finished on the way, and the next panel fetched.
-template <Epilogue kEpilogue, typename Dot, int kTiles>
+// stored with the first step, that block is finished on the way, and the next panel fetched. kManyBlocks: weights are
+// read again for the next block, rows are not.
+template <Epilogue kEpilogue, typename Dot, int kTiles, bool kManyBlocks>
 inline void BlockSums(const Operands& first, const Operands& next, size_t group_bytes, int32_t lines,
                       const typename Dot::Element* waiting, FetchAhead* ahead, PendingBlock<kEpilogue, Dot>* before) {
   constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
@@ -209,7 +203,6 @@ inline void BlockSums(const Operands& first, const Operands& next, size_t group_
 }
 #undef FTBERT_AMX_STEP
 #undef FTBERT_AMX_LOAD_ROWS
-#undef FTBERT_AMX_LOAD_WEIGHTS
 #undef FTBERT_AMX_TURN_OVER
 #undef FTBERT_AMX_GO_ON
 #undef FTBERT_AMX_DOT
@@ -262,10 +255,14 @@ void ComputeAs(const LinearJob& job) {
                                            : operands(p + 1 < job.panel_count ? p + 1 : p, 0, 0);
         auto* const mine = waiting + block * (kBlockRows * kColumns);
         const typename Dot::Element* const so_far = part > 0 ? mine : nullptr;
-        if (now.tiles == 2) {
-          BlockSums<kEpilogue, Dot, 2>(now, next, group_bytes, lines, so_far, &ahead, &before);
+        if (blocks > 1 && now.tiles == 2) {
+          BlockSums<kEpilogue, Dot, 2, true>(now, next, group_bytes, lines, so_far, &ahead, &before);
+        } else if (blocks > 1) {
+          BlockSums<kEpilogue, Dot, 1, true>(now, next, group_bytes, lines, so_far, &ahead, &before);
+        } else if (now.tiles == 2) {
+          BlockSums<kEpilogue, Dot, 2, false>(now, next, group_bytes, lines, so_far, &ahead, &before);
         } else {
-          BlockSums<kEpilogue, Dot, 1>(now, next, group_bytes, lines, so_far, &ahead, &before);
+          BlockSums<kEpilogue, Dot, 1, false>(now, next, group_bytes, lines, so_far, &ahead, &before);
         }
         before.job = &job;
         before.sums = last_part ? sums : mine;
