@@ -123,14 +123,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int slice = 0; slice < slices; ++slice, ++slice_count) {
         const int stage = slice_count % kStages;
         BarrierWait(full + 8 * stage, slice_count / kStages & 1);
-        const uint64_t x_tile = TileDescriptor(base + stage * kStageBytes + row0 * kRowBytes);
-        const uint64_t w_tile = TileDescriptor(base + stage * kStageBytes + kRows * kRowBytes);
-        WgmmaFence();
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
-          Wgmma<In, kColumns>::Run(acc, x_tile + 2 * step, w_tile + 2 * step, 1);
-        }
-        WgmmaCommit();
+        const uint32_t at = base + stage * kStageBytes;
+        MultiplySlice<In, kColumns>(acc, at + row0 * kRowBytes, at + kRows * kRowBytes);
         WgmmaWait<1>();
         if (previous >= 0) leave(previous);
         previous = stage;

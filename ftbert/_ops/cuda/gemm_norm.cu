@@ -157,14 +157,8 @@ __global__ void __launch_bounds__(384, 1)
       for (int slice = 0; slice < slices; ++slice, ++slice_count) {
         const int stage = slice_count % kStages;
         BarrierWait(full + 8 * stage, slice_count / kStages & 1);
-        const uint64_t x_tile = TileDescriptor(base + stage * Sizes::kStageBytes + mine * 64 * 128);
-        const uint64_t w_tile = TileDescriptor(base + stage * Sizes::kStageBytes + kRows * 128);
-        WgmmaFence();
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
-          Wgmma<In, kColumns>::Run(acc, x_tile + 2 * step, w_tile + 2 * step, slice > 0 || step > 0);
-        }
-        WgmmaCommit();
+        const uint32_t at = base + stage * Sizes::kStageBytes;
+        MultiplySlice<In, kColumns>(acc, at + mine * 64 * 128, at + kRows * 128, slice == 0);
         WgmmaWait<1>();
         if (previous >= 0) leave(previous);
         previous = stage;

@@ -107,14 +107,8 @@ __global__ void __launch_bounds__(SharedSizes<kGroups, kSplit>::kThreads, 1)
   for (int slice = 0; slice < slices; ++slice) {
     const int stage = slice % kStages;
     BarrierWait(full + 8 * stage, slice / kStages & 1);
-    const uint64_t x_tile = TileDescriptor(base + stage * kStageBytes + (kGroups > 1 ? Warpgroup() * 64 * 128 : 0));
-    const uint64_t w_tile = TileDescriptor(base + stage * kStageBytes + kRows * 128);
-    WgmmaFence();
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
-      Wgmma<In, kColumns>::Run(acc, x_tile + 2 * step, w_tile + 2 * step, 1);
-    }
-    WgmmaCommit();
+    const uint32_t at = base + stage * kStageBytes;
+    MultiplySlice<In, kColumns>(acc, at + (kGroups > 1 ? Warpgroup() * 64 * 128 : 0), at + kRows * 128);
     WgmmaWait<1>();
     if (previous >= 0 && threadIdx.x % 128 == 0) BarrierArrive(empty + 8 * previous);
     previous = stage;

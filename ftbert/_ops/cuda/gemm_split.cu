@@ -77,14 +77,7 @@ struct SplitTile {
 #pragma unroll 1
     for (int s = group; s < slices; s += kGroups) {
       BarrierWait(barriers + 8 * s, 0);
-      const uint64_t w_tile = TileDescriptor(base + s * kSliceBytes);
-      const uint64_t x_tile = TileDescriptor(base + s * kSliceBytes + kOutputs * 128);
-      WgmmaFence();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        Wgmma<In, kTokens>::Run(acc, w_tile + 2 * step, x_tile + 2 * step, 1);
-      }
-      WgmmaCommit();
+      MultiplySlice<In, kTokens>(acc, base + s * kSliceBytes, base + s * kSliceBytes + kOutputs * 128);
     }
     WgmmaWait<0>();
     __syncthreads();  // every group has read its operands: their place takes the partial sums

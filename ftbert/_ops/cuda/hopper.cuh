@@ -28,6 +28,19 @@ __device__ __forceinline__ uint64_t TileDescriptor(uint32_t address) {
          (static_cast<uint64_t>(1) << 16) | ((address & 0x3ffff) >> 4);
 }
 
+// Sets the products of a slice of K, 128 bytes, under way: sums (64, N) += a (64, 128 bytes) b (N, 128 bytes)^T, of
+// tiles at these addresses; `fresh` sums begin with it.
+template <typename In, int N>
+__device__ __forceinline__ void MultiplySlice(float (&sums)[N / 2], uint32_t a, uint32_t b, bool fresh = false) {
+  const uint64_t a_tile = TileDescriptor(a), b_tile = TileDescriptor(b);
+  WgmmaFence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {  // 32 bytes of K each
+    Wgmma<In, N>::Run(sums, a_tile + 2 * step, b_tile + 2 * step, !fresh || step > 0);
+  }
+  WgmmaCommit();
+}
+
 // This CTA's share, in a grid of one dimension, of weights that are needed soon, into L2: by one thread.
 __device__ __forceinline__ void PrefetchShare(const void* weights, int64_t bytes) {
   const int64_t share = (bytes / 16 + gridDim.x - 1) / gridDim.x * 16, from = blockIdx.x * share, left = bytes - from;
