@@ -83,21 +83,6 @@ class ServeOptions:
     ssl_keyfile_password: Optional[str] = None
     ssl_ca_certs: Optional[str] = None
 
-    def load(self, path: str) -> "FastBertClassifier":
-        """Loads a model with these options. Raises as `FastBertClassifier.load`."""
-        from ftbert.predictor import FastBertClassifier
-
-        return FastBertClassifier.load(
-            path,
-            device=self.device,
-            devices=self.devices,
-            precision=self.precision,
-            max_length=self.max_length,
-            truncation=self.truncation,
-            threads=self.threads,
-            runtime=self.runtime,
-        )
-
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
@@ -124,3 +109,18 @@ class ServeOptions:
                 raise ConfigError("%s: expected a file, found none at %s." % (name, path))
         if self.log_texts and not self.log_requests:
             raise ConfigError("log_texts: expected log_requests with it.")
+
+    def load(self, path: str) -> "FastBertClassifier":
+        """Loads a model with these options. Raises as `FastBertClassifier.load`."""
+        from ftbert.predictor import FastBertClassifier
+
+        return FastBertClassifier.load(
+            path,
+            device=self.device,
+            devices=self.devices,
+            precision=self.precision,
+            max_length=self.max_length,
+            truncation=self.truncation,
+            threads=self.threads,
+            runtime=self.runtime,
+        )

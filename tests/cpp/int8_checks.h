@@ -124,6 +124,12 @@ inline void CheckInt8Sizes(const Form& form) {
     const Problem p(512, 97, rows);
     CheckRowsAreIndependent(form, p, p.Pack(*form.kernel), Epilogue::kBias);
   }
+  // K in parts (AMX), sums of several blocks of rows waiting from one to the next: as many rows as wait, and more.
+  for (int32_t rows : {49, 512, 530}) {
+    const Problem p(1601, 40, rows);
+    CheckInt8Product(form, p, 1, Epilogue::kBiasGeluErf);
+    CheckRowsAreIndependent(form, p, p.Pack(*form.kernel), Epilogue::kBiasGeluErf);
+  }
   CheckQuantization(form, Problem(768, 97, 1));
   for (int32_t inputs : {1, 63, 64, 65, 129, 193, 769}) {
     const Problem p(inputs, 105, 65);

@@ -102,13 +102,14 @@ __global__ void __launch_bounds__(SharedSizes<kGroups, kSplit>::kThreads, 1)
   float acc[kColumns / 2];
 #pragma unroll
   for (int i = 0; i < kColumns / 2; ++i) acc[i] = 0.f;
+  const int mine_in_stage = kGroups > 1 ? Warpgroup() * 64 * 128 : 0;
   int previous = -1;
 #pragma unroll 1
   for (int slice = 0; slice < slices; ++slice) {
     const int stage = slice % kStages;
     BarrierWait(full + 8 * stage, slice / kStages & 1);
     const uint32_t at = base + stage * kStageBytes;
-    MultiplySlice<In, kColumns>(acc, at + (kGroups > 1 ? Warpgroup() * 64 * 128 : 0), at + kRows * 128);
+    MultiplySlice<In, kColumns>(acc, at + mine_in_stage, at + kRows * 128);
     WgmmaWait<1>();
     if (previous >= 0 && threadIdx.x % 128 == 0) BarrierArrive(empty + 8 * previous);
     previous = stage;

@@ -19,7 +19,7 @@ namespace cuda {
 
 // This thread's warpgroup, in a way that tells the compiler that a warp's threads agree: what follows from it,
 // addresses and descriptors, is then computed once a warp. Else each product's operands are computed by every thread
-// and moved, a dozen instructions a product, which the matrix units wait for.
+// and moved, five or six moves a product, which the matrix units wait for.
 __device__ __forceinline__ int Warpgroup() { return SameInWarp(static_cast<int>(threadIdx.x) / 128); }
 
 // What wgmma wants to know of such a tile. 32 bytes of K on is 2 more.
