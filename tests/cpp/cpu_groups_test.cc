@@ -78,10 +78,37 @@ void TestPlans() {
       CHECK(plan.largest.tokens <= (threads == 16 ? 640 : 800));
     }
   }
-  // 32 rows of 128 on 16 threads: two each.
-  const GroupPlan even = Plan(std::vector<int32_t>(32, 128), 16);
-  CHECK_EQ(even.count(), 16);
-  CHECK_EQ(even.largest.tokens, 256);
+  // One row of 512 at a time, where more at once would do, too.
+  const GroupPlan long_rows = Plan(std::vector<int32_t>(32, 512), 16);
+  CHECK_EQ(long_rows.count(), 32);
+  CHECK_EQ(long_rows.largest.tokens, 512);
+}
+
+std::vector<int32_t> TokensOfGroups(const GroupPlan& plan, const std::vector<int32_t>& lengths) {
+  std::vector<int32_t> tokens(plan.count(), 0);
+  for (int g = 0; g < plan.count(); ++g) {
+    for (int32_t i = plan.splits[g]; i < plan.splits[g + 1]; ++i) tokens[g] += lengths[plan.rows[i]];
+  }
+  return tokens;
+}
+
+// What each thread would take last is cut in two: but not a few groups, halves of too few tokens, or rows that cannot.
+void TestHalves() {
+  const auto even = [](int rows, int32_t length, int threads) {
+    const std::vector<int32_t> lengths(rows, length);
+    return TokensOfGroups(Plan(lengths, threads), lengths);
+  };
+  CHECK(even(32, 128, 16) == std::vector<int32_t>(32, 128));
+  CHECK(even(32, 128, 2) == std::vector<int32_t>({512, 512, 512, 512, 512, 512, 256, 256, 256, 256}));
+  CHECK(even(16, 128, 2) == std::vector<int32_t>(4, 512));
+  CHECK(even(32, 100, 16) == std::vector<int32_t>(16, 200));
+  CHECK(even(48, 340, 16) == std::vector<int32_t>(48, 340));
+  const std::vector<int32_t> lengths = MixedLengths(200, 128), tokens = TokensOfGroups(Plan(lengths, 16), lengths);
+  CHECK_EQ(tokens.size(), size_t{48});
+  for (size_t g = 0; g < tokens.size(); ++g) {
+    const double share = tokens[g] / static_cast<double>(tokens[0]);
+    CHECK(g < 16 ? share > 0.9 && share < 1.1 : share > 0.4 && share < 0.6);
+  }
 }
 
 // Whole rows that cannot be shared out evenly, or too few tokens: layer by layer.
@@ -240,6 +267,7 @@ void TestOutOfMemory() {
 
 int main() {
   TestPlans();
+  TestHalves();
   TestNoPlans();
   for (int level = 0; level <= static_cast<int>(ftbert::cpu::MachineIsa()); ++level) {
     const char* name = ftbert::cpu::IsaName(static_cast<ftbert::cpu::Isa>(level));

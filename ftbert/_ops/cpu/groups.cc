@@ -15,22 +15,27 @@ namespace {
 constexpr int64_t kGroupTokens = 512, kFewestGroupTokens = 256, kTokensInFlight = 6400;
 // Fewer tokens for each thread go layer by layer.
 constexpr int64_t kLeastTokens = 128;
+// From so many groups on, the last round's are halves: what a slow thread is late by is half a group then. Fewer groups
+// would not move from one thread to another, and halves cost 2 to 5% more for their tokens.
+constexpr int64_t kHalvedGroups = 8;
 // The last thread to be done may take so much longer than the average, in hundredths, before another number of groups
 // is tried, and before groups are given up.
 constexpr int64_t kEven = 104, kUneven = 110;
 
-// The least loaded of several, which is given more: groups of rows, then threads of groups.
+// The least loaded of several, which is given more: groups of rows, then threads of groups. The last `halves` of them
+// get half as much as the others.
 class Lightest {
  public:
-  explicit Lightest(int64_t count) {
+  explicit Lightest(int64_t count, int64_t halves = 0) : first_half_(count - halves) {
     for (int64_t i = 0; i < count; ++i) queue_.emplace(0, static_cast<int32_t>(i));
   }
   // Returns who got it.
   int32_t Give(int64_t work) {
     const Entry entry = queue_.top();
     queue_.pop();
-    queue_.emplace(entry.first + work, entry.second);
-    most_ = std::max(most_, entry.first + work);
+    const int64_t load = entry.first + (entry.second < first_half_ ? work : 2 * work);
+    queue_.emplace(load, entry.second);
+    most_ = std::max(most_, load);
     return entry.second;
   }
   int64_t most() const { return most_; }
@@ -38,7 +43,13 @@ class Lightest {
  private:
   using Entry = std::pair<int64_t, int32_t>;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> queue_;
+  const int64_t first_half_;
   int64_t most_ = 0;
+};
+
+struct Division {
+  int64_t groups = 0;
+  int64_t halves = 0;  // so many of them, half as large as the others
 };
 
 int32_t Length(const Batch& batch, int32_t row) { return batch.row_splits[row + 1] - batch.row_splits[row]; }
@@ -67,36 +78,42 @@ void PlanGroups(const Batch& batch, const Shape& shape, const Config& config, in
   // As many groups for each thread as for the next; each row to the group with the least work so far.
   const int64_t in_flight =
       threads * std::max(kFewestGroupTokens, std::min(kGroupTokens, kTokensInFlight / threads));
-  const int64_t rounds = std::max<int64_t>(1, (shape.tokens + in_flight / 2) / in_flight);
+  const int64_t rounds = std::clamp<int64_t>((shape.tokens + in_flight / 2) / in_flight, 1, shape.rows / threads);
   std::vector<int32_t> group_of(shape.rows), by_work;
   std::vector<int64_t> load;
-  const auto share_out = [&](int64_t groups) {
-    Lightest lightest(groups);
-    load.assign(groups, 0);
+  const auto share_out = [&](Division division) {
+    Lightest lightest(division.groups, division.halves);
+    load.assign(division.groups, 0);
     for (const int32_t row : order) {
       group_of[row] = lightest.Give(work(row));
       load[group_of[row]] += work(row);
     }
-    by_work.resize(groups);
-    for (int32_t group = 0; group < groups; ++group) by_work[group] = group;
+    by_work.resize(division.groups);
+    for (int32_t group = 0; group < division.groups; ++group) by_work[group] = group;
     std::sort(by_work.begin(), by_work.end(),
               [&](int32_t a, int32_t b) { return load[a] != load[b] ? load[a] > load[b] : a < b; });
     Lightest free(threads);
     for (const int32_t group : by_work) free.Give(load[group]);
     return free.most() * threads * 100 / total;  // of the average thread
   };
-  int64_t best = 0, best_uneven = kUneven + 1;
-  for (int64_t more = 0; more < 3 && best_uneven > kEven; ++more) {
-    const int64_t groups = (rounds + more) * threads;
-    if (groups > shape.rows || shape.tokens < groups * kLeastTokens) break;
-    const int64_t uneven = share_out(groups);
-    if (uneven < best_uneven) best = groups, best_uneven = uneven;
+  Division best, last;
+  int64_t best_uneven = kUneven + 1;
+  for (int64_t groups = rounds * threads; groups < (rounds + 3) * threads; groups += threads) {
+    for (const bool halved : {true, false}) {
+      if (best_uneven <= kEven || (halved && groups < kHalvedGroups)) continue;
+      const Division division{halved ? groups + threads : groups, halved ? 2 * threads : 0};
+      const int64_t least = halved ? groups * 2 : groups;  // of which none has fewer tokens than the least
+      if (division.groups > shape.rows || shape.tokens < least * kLeastTokens) continue;
+      last = division;
+      const int64_t uneven = share_out(division);
+      if (uneven < best_uneven) best = division, best_uneven = uneven;
+    }
   }
-  if (best == 0) return;
-  if (best != static_cast<int64_t>(load.size())) share_out(best);
+  if (best.groups == 0) return;
+  if (best.groups != last.groups || best.halves != last.halves) share_out(best);
 
-  std::vector<int32_t> place(best);
-  for (int32_t i = 0; i < best; ++i) place[by_work[i]] = i;
+  std::vector<int32_t> place(best.groups);
+  for (int32_t i = 0; i < best.groups; ++i) place[by_work[i]] = i;
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return place[group_of[a]] < place[group_of[b]]; });
   plan->rows = order;
