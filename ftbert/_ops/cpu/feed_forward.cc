@@ -37,7 +37,8 @@ void Products::FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epi
     team_->ForEach(blocks, [&](int block, int thread) {
       const Range rows = Piece(states.count, FirstKernel(up, states).row_tile(), blocks, block);
       ForKinds(*up.kernel, states, rows, [&](const LinearKernel& kernel, Range some) {
-        FeedForwardBlock(kernel, up, down, activation, norm, Some(states, some), scratch_->local[thread].data());
+        FeedForwardBlock(kernel, up, down, activation, norm, Some(states, some), scratch_->local[thread].data(),
+                         TakesAnother(block, blocks));
       });
     });
     return;
@@ -64,7 +65,7 @@ void Products::FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epi
 // One thread, one block of rows, both products. The (rows, F) intermediate is made and used in chunks of columns if the
 // kernel can add up the second product chunk by chunk.
 void Products::FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& up, const PackedMatrix& down,
-                                Epilogue activation, const CpuNorm& norm, Rows states, void* local) const {
+                                Epilogue activation, const CpuNorm& norm, Rows states, void* local, bool more) const {
   const Layout layout = LayoutFor(kernel, up.inputs, up.outputs, states.count, true);
   char* in = static_cast<char*>(local);
   char* wide = in + layout.in;
@@ -86,12 +87,10 @@ void Products::FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& 
   }
   first.rows = states.count;
   first.k_end = up.inputs;
-  first.then = FirstPanel(down, 0);
   first.epilogue = activation;
   Tile second;
   second.rows = states.count;
   second.panel_end = static_cast<int32_t>(down.panels.size());
-  second.then = FirstPanel(up, 0);
   second.out = sum.data;
   second.out_stride = sum.stride;
   for (int32_t panel = 0; panel < panels; panel += chunk) {
@@ -101,6 +100,8 @@ void Products::FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& 
     const int32_t prepared = kernel.prepares_parts() ? columns : up.outputs;
     first.panel_begin = panel;
     first.panel_end = next;
+    first.then = FirstPanel(down, 0, column);
+    second.then = next < panels ? FirstPanel(up, next) : more ? FirstPanel(up, 0) : nullptr;
     if (layout.wide == 0) {
       first.prepared_out = mid;
       first.prepared_stride = PreparedStride(kernel, prepared);

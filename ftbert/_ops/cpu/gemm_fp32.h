@@ -57,8 +57,10 @@ void ActivateSpan(int32_t activation, const float* in, int64_t count, float* out
 
 void Gemm(const GemmTask& task) {
   const RowTiles tiles(task.rows, kRowTile);
-  const MicroFunction micro[2] = {FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>(tiles.small),
-                                  FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>(tiles.rows(0))};
+  constexpr int kLines = (kPanel + 15) / 16;  // of an input's weights: a tile that is alone fetches as many
+  const auto find = tiles.count < kLines ? FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead, kLines>
+                                         : FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>;
+  const MicroFunction micro[2] = {find(tiles.small), find(tiles.rows(0))};
   alignas(64) float edge[kRowTile * kPanel];
   MicroTask t;
   t.in_stride = task.in_stride;
@@ -77,6 +79,9 @@ void Gemm(const GemmTask& task) {
       float* out = task.out + (panel.column - task.first_column);
       // The tiles fetch the next panel's part while they compute on this one's, a share each: all of it at once would
       // be more than comes from memory in the time of a tile.
+      const float* const next = p + 1 < task.num_panels  ? t.weights + task.panel_floats
+                                : k_next < task.k_end    ? task.weights + static_cast<ptrdiff_t>(k_next) * kPanel
+                                                         : task.then;
       t.next = t.weights;
       t.next_step = 0;
       const int share = (kPanel + tiles.count - 1) / tiles.count;  // floats of each input's
@@ -90,8 +95,8 @@ void Gemm(const GemmTask& task) {
             edge[i] = n < panel.width ? out[i / kPanel * task.out_stride + n] : 0.f;
           }
         }
-        if (p + 1 < task.num_panels && tiles.count > 1) {
-          t.next = t.weights + task.panel_floats + static_cast<ptrdiff_t>(tile) * t.inputs * share;
+        if (next != nullptr) {
+          t.next = next + static_cast<ptrdiff_t>(tile) * t.inputs * share;
           t.next_step = share;
         }
         micro[tile < tiles.larger](t);

@@ -178,7 +178,7 @@ void SevenProducts(const SevenTask& task, const RowTiles& tiles) {
                               {made, b21},    {b22, b12},     {b22, nullptr}};
   const MicroFunction micro[2] = {FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>(tiles.small),
                                   FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead>(tiles.rows(0))};
-  const MicroFunction make = FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead, true>(tiles.rows(0));
+  const MicroFunction make = FindMicro<kRowTile, kPanelVecs, kPanel, kPrefetchAhead, 1, true>(tiles.rows(0));
   // The tiles fetch a share of the next panels each.
   const int calls = kPairProducts * tiles.count;
   const int share = (4 * kPanel + calls - 1) / calls;  // floats with each input

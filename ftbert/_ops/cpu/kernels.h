@@ -32,6 +32,7 @@ struct GemmTask {
   float* out;            // row 0, column first_column
   ptrdiff_t out_stride;  // floats
   int32_t first_column;
+  const float* then;     // weights that are read next; null: not known
 };
 
 // Pairs of rows as gemm_pairs reads them: pair_floats(inputs) floats for each.

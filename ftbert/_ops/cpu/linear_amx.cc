@@ -40,6 +40,7 @@ namespace {
 
 constexpr int kBlockRows = 2 * kTileRows;
 constexpr int32_t kPartLines = 12;   // of K in a part, about: 24 KB of a panel
+constexpr int32_t kFetchedAtOnce = 4;  // lines
 constexpr int32_t kMostBlocks = 16;  // whose sums may wait: 64 KB
 constexpr size_t kTileBytes = size_t{kTileRows} * kLineBytes;
 static_assert(kColumns == 2 * kTileRows, "a panel is two tiles wide");
@@ -105,21 +106,6 @@ struct PendingBlock {
       }
     }
     next += count;
-  }
-};
-
-// What is fetched ahead, so many lines with every step.
-struct FetchAhead {
-  static constexpr int kAtOnce = 4;
-  const uint8_t* at = nullptr;
-  const uint8_t* end = nullptr;
-  int lines = 0;  // a multiple of kAtOnce
-
-  void Advance() {
-    for (int i = 0; i < lines && at < end; i += kAtOnce, at += kAtOnce * kLineBytes) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kAtOnce; ++j) _mm_prefetch(reinterpret_cast<const char*>(at + j * kLineBytes), _MM_HINT_T1);
-    }
   }
 };
 
@@ -190,13 +176,13 @@ inline void BlockSums(const Operands& first, const Operands& next, size_t group_
   }
   Operands after = lines > 1 ? first.Step(1) : next;
   FTBERT_AMX_STEP(FTBERT_AMX_TURN_OVER, after)
-  ahead->Advance();
+  ahead->Advance<kFetchedAtOnce>();
   int32_t rows_per_step = 1;
   while (rows_per_step < kTileRows && rows_per_step * (lines - 1) < kBlockRows) rows_per_step *= 2;
   for (int32_t line = 1; line < lines; ++line) {
     after = line + 1 < lines ? after.Step(1) : next;
     FTBERT_AMX_STEP(FTBERT_AMX_GO_ON, after)
-    ahead->Advance();
+    ahead->Advance<kFetchedAtOnce>();
     before->Advance(rows_per_step);
   }
   before->FinishAll();
@@ -237,13 +223,7 @@ void ComputeAs(const LinearJob& job) {
   if (now.tiles == 2) AMX_LOAD(5, now.in + group_bytes, kLineBytes);
   AMX_LOAD(7, now.weights + kTileBytes, kLineBytes);
   for (int32_t p = 0; p < job.panel_count; ++p) {
-    FetchAhead ahead;
-    ahead.at = p + 1 < job.panel_count ? now.weights + job.panel_bytes : job.then;
-    if (ahead.at != nullptr) {  // the lines of a step's weights, shared out among the blocks
-      constexpr int32_t kParts = kStepBytes / (FetchAhead::kAtOnce * kLineBytes);
-      ahead.lines = (kParts + blocks - 1) / blocks * FetchAhead::kAtOnce;
-      ahead.end = ahead.at + job.panel_bytes;
-    }
+    FetchAhead ahead(job, p, blocks * job.lines, kFetchedAtOnce);
     for (int32_t part = 0; part < parts; ++part) {
       const int32_t lines = part_begin(part + 1) - part_begin(part);
       const bool last_part = part + 1 == parts;

@@ -54,6 +54,7 @@ class Fp32Linear : public LinearKernel {
     task.in = static_cast<const float*>(tile.in);
     task.in_stride = static_cast<ptrdiff_t>(tile.in_stride / sizeof(float));
     task.rows = tile.rows;
+    task.then = static_cast<const float*>(tile.then);
     FillTask(weight, tile, &task);
     kernels_->gemm(task);
   }

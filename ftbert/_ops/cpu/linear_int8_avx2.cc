@@ -193,7 +193,7 @@ struct PanelBlock {
 // Sums of kRows rows by a block of a panel, added to `sums` unless it is the first.
 template <int kRows>
 __attribute__((noinline)) void CenteredTile(const TileRows& tile, size_t stride, size_t norms_offset,
-                                            const PanelBlock& block, int32_t* sums) {
+                                            const PanelBlock& block, FetchAhead* ahead, int32_t* sums) {
   alignas(64) uint8_t narrow[kBlockChunks + 16];  // not 0: the chunk is added up in 16 bits
   for (int32_t chunk = 0; chunk < block.chunks; chunk += 16) {
     __m256i largest = _mm256_setzero_si256();
@@ -225,6 +225,7 @@ __attribute__((noinline)) void CenteredTile(const TileRows& tile, size_t stride,
   const int16_t* ones = kOnes;
   asm("" : "+r"(ones));
   for (int32_t chunk = 0; chunk < block.chunks; ++chunk) {
+    ahead->Advance();
     if (narrow[chunk] != 0) {
       __m256i lane[kRows][kVectors];
 #pragma GCC unroll 2
@@ -307,6 +308,7 @@ void ComputeCentered(const LinearJob& job) {
     for (int32_t p = 0; p < job.panel_count; ++p) {
       const uint8_t* weights = job.weights + p * job.panel_bytes;
       const PanelTail tail(weights, job.lines);
+      FetchAhead ahead(job, p, some * chunks);
       for (int32_t chunk = 0; chunk < chunks; chunk += kBlockChunks) {
         const bool last = chunk + kBlockChunks >= chunks;
         const PanelBlock block = {weights + chunk * kChunk * kColumns, tail.sums + chunk * 2 * kColumns,
@@ -315,9 +317,9 @@ void ComputeCentered(const LinearJob& job) {
         int32_t at = row;
         for (int32_t i = 0; i < some; ++i) {
           switch (rows_of[i]) {
-            case 1: CenteredTile<1>(tiles[i], job.in_stride, norms_offset, block, sums[i]); break;
-            case 2: CenteredTile<2>(tiles[i], job.in_stride, norms_offset, block, sums[i]); break;
-            default: CenteredTile<3>(tiles[i], job.in_stride, norms_offset, block, sums[i]); break;
+            case 1: CenteredTile<1>(tiles[i], job.in_stride, norms_offset, block, &ahead, sums[i]); break;
+            case 2: CenteredTile<2>(tiles[i], job.in_stride, norms_offset, block, &ahead, sums[i]); break;
+            default: CenteredTile<3>(tiles[i], job.in_stride, norms_offset, block, &ahead, sums[i]); break;
           }
           if (last) Finish<Int8Avx2>(job, p, at, rows_of[i], sums[i]);
           at += rows_of[i];

@@ -18,14 +18,15 @@ struct MicroTask {
   const float* bias;           // null: none
   float* out;
   ptrdiff_t out_stride;
-  const float* next;           // a cache line of it is fetched into the second level with each input, if next_step
+  const float* next;           // fetched into the second level, a step of it with each input
   ptrdiff_t next_step;         // floats
   int inputs;
   bool fresh;                  // sums begin at zero; otherwise they are read from `out`
 };
 
-// kRows rows by kVecs vectors of columns. kAhead > 0 prefetches the weights so many floats ahead.
-template <int kRows, int kVecs, int kStride, int kAhead, bool kMade = false>
+// kRows rows by kVecs vectors of columns. kAhead > 0 prefetches the weights so many floats ahead, and with each input
+// the lines of what is next that a step goes over, kFetched at most.
+template <int kRows, int kVecs, int kStride, int kAhead, int kFetched = 1, bool kMade = false>
 void MicroTile(const MicroTask& task) {
   const ptrdiff_t in_stride = task.in_stride;
   const ptrdiff_t out_stride = task.out_stride;
@@ -47,6 +48,7 @@ void MicroTile(const MicroTask& task) {
   for (int i = 0; i < (kRows + 2) / 3; ++i) rows[i] = task.in + 3 * i * in_stride;
   const float* weights = task.weights;
   const float* next = task.next;
+  const ptrdiff_t next_step = task.next_step;
   const float* minus = kMade ? task.minus : nullptr;
   float* made = kMade ? task.made : nullptr;
   for (int k = task.inputs; k > 0; --k) {
@@ -67,7 +69,11 @@ void MicroTile(const MicroTask& task) {
 #pragma GCC unroll 4
       for (int n = 0; n < kVecs * kLanes; n += 16) Prefetch(weights + kAhead + n);
       PrefetchSecondLevel(next);
-      next += task.next_step;
+#pragma GCC unroll 4
+      for (int n = 16; n < 16 * kFetched; n += 16) {
+        if (n < next_step) PrefetchSecondLevel(next + n);
+      }
+      next += next_step;
     }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -96,12 +102,12 @@ void MicroTile(const MicroTask& task) {
 using MicroFunction = void (*)(const MicroTask&);
 
 // MicroTile of `rows` rows, 1 .. kRows.
-template <int kRows, int kVecs, int kStride, int kAhead, bool kMade = false>
+template <int kRows, int kVecs, int kStride, int kAhead, int kFetched = 1, bool kMade = false>
 MicroFunction FindMicro(int rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return FindMicro<kRows - 1, kVecs, kStride, kAhead, kMade>(rows);
+    if (rows < kRows) return FindMicro<kRows - 1, kVecs, kStride, kAhead, kFetched, kMade>(rows);
   }
-  return MicroTile<kRows, kVecs, kStride, kAhead, kMade>;
+  return MicroTile<kRows, kVecs, kStride, kAhead, kFetched, kMade>;
 }
 
 // Rows cut into tiles as even as can be: with tiles of at most 14, 16 rows are 8 + 8 and not 14 + 2.

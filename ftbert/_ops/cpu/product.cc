@@ -77,7 +77,7 @@ void Products::Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t p
     const Range rows = Piece(in.count, FirstKernel(weight, in).row_tile(), blocks, block);
     ForKinds(*weight.kernel, in, rows, [&](const LinearKernel& kernel, Range some) {
       Block(kernel, weight, panel_begin, panel_end, epilogue, Some(in, some), Some(out, some),
-            scratch_->local[thread].data());
+            scratch_->local[thread].data(), TakesAnother(block, blocks));
     });
   });
 }
@@ -124,7 +124,8 @@ void Products::LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Ro
       block_sum.count = some.size();
       block_sum.data = reinterpret_cast<float*>(
           local + WholeGroups(kernel, some.size()) * PreparedStride(kernel, weight.inputs));
-      Block(kernel, weight, 0, panels, Epilogue::kBias, Some(in, some), block_sum, local);
+      Block(kernel, weight, 0, panels, Epilogue::kBias, Some(in, some), block_sum, local,
+            TakesAnother(block, blocks));
       AddNorm(block_sum, Some(residual, some), norm);
     });
   });
@@ -136,9 +137,9 @@ int32_t Products::Blocks(const PackedMatrix& weight, Rows in) const {
   return team_->size() == 1 ? blocks : DivideUp(blocks, team_->size()) * team_->size();
 }
 
-// One thread, one block of rows that `kernel` takes; it may prepare them at `local`.
+// One thread, one block of rows that `kernel` takes; it may prepare them at `local`. more: it takes another then.
 void Products::Block(const LinearKernel& kernel, const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end,
-                     Epilogue epilogue, Rows in, Rows out, void* local) const {
+                     Epilogue epilogue, Rows in, Rows out, void* local, bool more) const {
   Tile tile;
   tile.in = in.data;
   tile.in_stride = in.stride * sizeof(float);
@@ -152,7 +153,7 @@ void Products::Block(const LinearKernel& kernel, const PackedMatrix& weight, int
   tile.panel_begin = panel_begin;
   tile.panel_end = panel_end;
   tile.k_end = weight.inputs;
-  tile.then = FirstPanel(weight, panel_begin);
+  if (more) tile.then = FirstPanel(weight, panel_begin);
   tile.epilogue = epilogue;
   tile.out = out.data;
   tile.out_stride = out.stride;
@@ -178,6 +179,9 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
       tile.panel_begin = panel_begin + columns.begin;
       tile.panel_end = panel_begin + columns.end;
       tile.k_end = weight.inputs;
+      if (TakesAnother(task, cells.count())) {
+        tile.then = FirstPanel(weight, panel_begin + cells.panels(task + team_->size()).begin);
+      }
       tile.epilogue = epilogue;
       tile.out = out.row(some.begin);
       tile.out_stride = out.stride;

@@ -79,15 +79,17 @@ class Products {
     return rows.paired > 0 ? *weight.kernel->pairs() : *weight.kernel;
   }
   int32_t Blocks(const PackedMatrix& weight, Rows in) const;
+  // Whether who takes this task takes another of so many, if all threads are alike.
+  bool TakesAnother(int32_t task, int32_t tasks) const { return task + team_->size() < tasks; }
   void Block(const LinearKernel& kernel, const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end,
-             Epilogue epilogue, Rows in, Rows out, void* local) const;
+             Epilogue epilogue, Rows in, Rows out, void* local, bool more) const;
   void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, const Inputs& in,
             Rows out, void* prepared_out, size_t prepared_stride);
   Inputs PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to);
   void AddNormAll(Rows in, Rows residual, const CpuNorm& norm);
   void AddNorm(Rows in, Rows residual, const CpuNorm& norm) const;
   void FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& up, const PackedMatrix& down,
-                        Epilogue activation, const CpuNorm& norm, Rows states, void* local) const;
+                        Epilogue activation, const CpuNorm& norm, Rows states, void* local, bool more) const;
 
   const Kernels* kernels_;
   Team* team_;

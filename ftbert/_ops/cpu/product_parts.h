@@ -57,9 +57,9 @@ inline int32_t WholeGroups(const LinearKernel& kernel, int32_t rows) {
   return DivideUp(rows, kernel.group_rows()) * kernel.group_rows();
 }
 
-// What a thread that goes through blocks of rows reads next: Tile::then.
-inline const void* FirstPanel(const PackedMatrix& weight, int32_t panel) {
-  return weight.weights.as<char>() + panel * weight.panel_bytes;
+// What a thread reads next: Tile::then. Where the kernel splits inputs, a panel begins with them in order.
+inline const void* FirstPanel(const PackedMatrix& weight, int32_t panel, int32_t input = 0) {
+  return weight.weights.as<char>() + panel * weight.panel_bytes + weight.panel_bytes / weight.inputs * input;
 }
 
 // Bytes of each intermediate, `rows` rows of it.

@@ -29,12 +29,13 @@ struct Bf16Widened {
 
 template <int kRows>
 __attribute__((noinline)) void WidenedTile(const uint8_t* in, size_t stride, const uint8_t* weights, int32_t inputs,
-                                           float* sums) {
+                                           FetchAhead* ahead, float* sums) {
   Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = Zero();
   int32_t k = 0;
   for (; k + 2 <= inputs; k += 2, in += 8, weights += 4 * kColumns) {
+    ahead->Advance();
     Vec even[kVectors], odd[kVectors];
     Widen(weights, &even[0], &odd[0]);
     Widen(weights + 4 * kLanes, &even[1], &odd[1]);
@@ -71,18 +72,20 @@ __attribute__((noinline)) void WidenedTile(const uint8_t* in, size_t stride, con
 
 template <int kRows>
 inline void WidenedTileOf(int rows, const uint8_t* in, size_t stride, const uint8_t* weights, int32_t inputs,
-                          float* sums) {
+                          FetchAhead* ahead, float* sums) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return WidenedTileOf<kRows - 1>(rows, in, stride, weights, inputs, sums);
+    if (rows < kRows) return WidenedTileOf<kRows - 1>(rows, in, stride, weights, inputs, ahead, sums);
   }
-  WidenedTile<kRows>(in, stride, weights, inputs, sums);
+  WidenedTile<kRows>(in, stride, weights, inputs, ahead, sums);
 }
 
 // Few rows: the weights are widened on their way into the products.
 inline void ComputeFewRows(const LinearJob& job) {
   alignas(64) float sums[kWidenedRows * kColumns];
   for (int32_t p = 0; p < job.panel_count; ++p) {
-    WidenedTileOf<kWidenedRows>(job.rows, job.in, job.in_stride, job.weights + p * job.panel_bytes, job.inputs, sums);
+    FetchAhead ahead(job, p, (job.inputs + 1) / 2);
+    WidenedTileOf<kWidenedRows>(job.rows, job.in, job.in_stride, job.weights + p * job.panel_bytes, job.inputs, &ahead,
+                                sums);
     Finish<Bf16Widened>(job, p, 0, job.rows, sums);
   }
 }

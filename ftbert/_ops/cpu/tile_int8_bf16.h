@@ -37,20 +37,52 @@ inline const uint8_t* PreparedRow(const uint8_t* prepared, size_t stride, int32_
   return prepared + (row - row % kGroupRows) * stride + row % kGroupRows * kLineBytes;
 }
 
-// Raw sums of kRows rows by one panel into sums[kRows][kColumns].
-template <typename Dot, int kRows>
+// The panel after this one, which is fetched into the second-level cache while this one is computed: so many lines with
+// each step of a tile. What comes from memory is one stream, but a processor does not foresee much of it.
+struct FetchAhead {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+  int32_t lines = 0;  // a multiple of Advance's
+
+  FetchAhead() = default;
+  // For `steps` steps in all.
+  FetchAhead(const LinearJob& job, int32_t panel, int32_t steps, int32_t multiple = 1) {
+    at = panel + 1 < job.panel_count ? job.weights + (panel + 1) * job.panel_bytes : job.then;
+    if (at == nullptr) return;
+    end = at + job.panel_bytes;
+    const auto all = static_cast<int32_t>(job.panel_bytes / kLineBytes), turns = steps * multiple;
+    lines = (all + turns - 1) / turns * multiple;
+  }
+
+  template <int kMultiple = 1>
+  inline __attribute__((always_inline)) void Advance() {
+    for (int32_t i = 0; i < lines && at < end; i += kMultiple, at += kMultiple * kLineBytes) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kMultiple; ++j) PrefetchSecondLevel(at + j * kLineBytes);
+    }
+  }
+};
+
+// Raw sums of kRows rows by one panel into sums[kRows][kColumns]. kAlone: there are no other rows, so that this tile
+// fetches all of the next panel.
+template <typename Dot, int kRows, bool kAlone>
 __attribute__((noinline)) void RegisterTile(const uint8_t* in, size_t stride, const uint8_t* weights, int32_t lines,
-                                            typename Dot::Element* sums) {
+                                            FetchAhead* ahead, typename Dot::Element* sums) {
   typename Dot::Sum sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = Dot::Zero();
   const size_t row_bytes = static_cast<size_t>(lines) * kLineBytes;
+  constexpr int kGroups = kLineBytes / 4;
+  const uint8_t* fetched = ahead->at;  // a line or two with a group: a loop of them would cost more than it wins
+  const int32_t fetches = ahead->lines;
   for (int32_t line = 0; line < lines; ++line) {
 #pragma GCC unroll 4
-    for (int group = 0; group < kLineBytes / 4; ++group) {
+    for (int group = 0; group < kGroups; ++group) {
       const typename Dot::Word w0 = Dot::LoadWeights(weights);
       const typename Dot::Word w1 = Dot::LoadWeights(weights + 4 * kLanes);
       weights += 4 * kColumns;
+      if (group < fetches) PrefetchSecondLevel(fetched + group * kLineBytes);
+      if (kAlone && group + kGroups < fetches) PrefetchSecondLevel(fetched + (group + kGroups) * kLineBytes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const auto x = Dot::Broadcast(in + r * stride + 4 * group, row_bytes);
@@ -59,7 +91,9 @@ __attribute__((noinline)) void RegisterTile(const uint8_t* in, size_t stride, co
       }
     }
     in += kLineBytes;
+    fetched += fetches * kLineBytes;
   }
+  ahead->at = fetched;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     Dot::Store(sums + r * kColumns, sum[r][0]);
@@ -68,13 +102,13 @@ __attribute__((noinline)) void RegisterTile(const uint8_t* in, size_t stride, co
 }
 
 // RegisterTile<Dot, rows>, for rows in [1, kRows].
-template <typename Dot, int kRows>
+template <typename Dot, int kRows, bool kAlone>
 inline void RegisterTileOf(int rows, const uint8_t* in, size_t stride, const uint8_t* weights, int32_t lines,
-                           typename Dot::Element* sums) {
+                           FetchAhead* ahead, typename Dot::Element* sums) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return RegisterTileOf<Dot, kRows - 1>(rows, in, stride, weights, lines, sums);
+    if (rows < kRows) return RegisterTileOf<Dot, kRows - 1, kAlone>(rows, in, stride, weights, lines, ahead, sums);
   }
-  RegisterTile<Dot, kRows>(in, stride, weights, lines, sums);
+  RegisterTile<Dot, kRows, kAlone>(in, stride, weights, lines, ahead, sums);
 }
 
 // x times the normal distribution function as x (1/2 + c P(c^2)), c = x clamped to 4.5, P a least-maximum polynomial
@@ -152,10 +186,16 @@ void ComputeTiles(const LinearJob& job) {
   const int32_t rows_of_tile = job.rows / tiles, larger = job.rows % tiles;
   for (int32_t p = 0; p < job.panel_count; ++p) {
     const uint8_t* weights = job.weights + p * job.panel_bytes;
+    FetchAhead ahead(job, p, tiles * job.lines);
     int32_t row = 0;
     for (int32_t tile = 0; tile < tiles; ++tile) {
       const int rows = rows_of_tile + (tile < larger);
-      RegisterTileOf<Dot, Dot::kRowTile>(rows, job.in + row * job.in_stride, job.in_stride, weights, job.lines, sums);
+      const uint8_t* in = job.in + row * job.in_stride;
+      if (tiles == 1) {
+        RegisterTileOf<Dot, Dot::kRowTile, true>(rows, in, job.in_stride, weights, job.lines, &ahead, sums);
+      } else {
+        RegisterTileOf<Dot, Dot::kRowTile, false>(rows, in, job.in_stride, weights, job.lines, &ahead, sums);
+      }
       Finish<Dot>(job, p, row, rows, sums);
       row += rows;
     }
