@@ -38,6 +38,7 @@ README_SHOWS = (
     "peers_cpu_zen3_2_threads_strassen",
     "peers_cpu_zen5_2_threads",
     "peers_cpu_zen5_avx2",
+    "peers_cpu_emerald_rapids_2_threads",
     "peers_gpu_nvidia_h100_80gb_hbm3",
     "peers_gpu_nvidia_h200_uniform",
 )

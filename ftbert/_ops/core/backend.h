@@ -103,6 +103,8 @@ class Backend {
     (void)layer, (void)norm, (void)qkv, (void)attention_out;
     return Status();
   }
+  // Then, that `next` is the product that comes after this one: its weights may be fetched ahead.
+  virtual void Follow(PackedLinear* product, const PackedLinear& next) { (void)product, (void)next; }
 
   // -- one run: Upload, Execute (which calls the loop), Download, all on one workspace
   virtual Status NewWorkspace(std::unique_ptr<Workspace>* workspace) = 0;

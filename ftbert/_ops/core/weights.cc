@@ -218,6 +218,15 @@ Status WeightCollector::Finish(Weights* weights) {
     if (!status.ok()) return status;
     norm = layer.output_norm.get();
   }
+  PackedLinear* before = nullptr;
+  const auto then = [&](PackedLinear* product) {
+    if (before != nullptr && product != nullptr) backend_->Follow(before, *product);
+    before = product;
+  };
+  for (const LayerWeights& layer : weights_.layers) {
+    for (const auto* product : {&layer.qkv, &layer.attention_out, &layer.up, &layer.down}) then(product->get());
+  }
+  then(weights_.pooler.get());
   *weights = std::move(weights_);
   return Status();
 }

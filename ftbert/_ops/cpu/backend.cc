@@ -52,6 +52,10 @@ class CpuBackend final : public Backend {
     return status;
   }
 
+  void Follow(PackedLinear* product, const PackedLinear& next) override {
+    static_cast<PackedMatrix*>(product)->following = &static_cast<const PackedMatrix&>(next);
+  }
+
   Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) override {
     std::unique_ptr<CpuNorm> norm(new CpuNorm);
     norm->gamma.assign(gamma, gamma + config_.hidden_size);

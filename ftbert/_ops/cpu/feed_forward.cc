@@ -101,7 +101,7 @@ void Products::FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& 
     first.panel_begin = panel;
     first.panel_end = next;
     first.then = FirstPanel(down, 0, column);
-    second.then = next < panels ? FirstPanel(up, next) : more ? FirstPanel(up, 0) : nullptr;
+    second.then = next < panels ? FirstPanel(up, next) : more ? FirstPanel(up, 0) : Beyond(down);
     if (layout.wide == 0) {
       first.prepared_out = mid;
       first.prepared_stride = PreparedStride(kernel, prepared);

@@ -40,6 +40,7 @@ struct PackedMatrix : PackedLinear {
   Buffer bias;                        // float, panels x panel_columns, zero where a column is missing
   Buffer extra;                       // whatever else the kernel keeps beside them (scales, column sums)
   size_t panel_bytes = 0;             // weights of panel p begin at p * panel_bytes
+  const PackedMatrix* following = nullptr;  // of the product after this one, if known
   // The last layer's queries, keys and values: what takes each head's query to the states (one part a head, D inputs, H
   // outputs) and what it finds there to its value (H inputs, D outputs). Else null.
   std::unique_ptr<PackedMatrix> to_states, to_values;

@@ -97,6 +97,7 @@ void Products::LinearOfParts(const PackedMatrix& weight, int32_t step, Rows in, 
       tile.in_stride = in.stride * sizeof(float);
       tile.rows = rows.size();
       tile.k_end = weight.inputs;
+      if (tile.panel_end < columns.end) tile.then = FirstPanel(weight, tile.panel_end);
       tile.out = out.row(rows.begin);
       tile.out_stride = out.stride;
       kernel.Compute(weight, tile);
@@ -153,7 +154,7 @@ void Products::Block(const LinearKernel& kernel, const PackedMatrix& weight, int
   tile.panel_begin = panel_begin;
   tile.panel_end = panel_end;
   tile.k_end = weight.inputs;
-  if (more) tile.then = FirstPanel(weight, panel_begin);
+  tile.then = more ? FirstPanel(weight, panel_begin) : Beyond(weight);
   tile.epilogue = epilogue;
   tile.out = out.data;
   tile.out_stride = out.stride;
@@ -164,6 +165,14 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
                     const Inputs& in, Rows out, void* prepared_out, size_t prepared_stride) {
   const Cells cells(FirstKernel(weight, in.rows), in.rows.count, panel_end - panel_begin, weight.inputs,
                     team_->size());
+  // Where the n-th thread begins with the next product, if they are cut alike.
+  const auto begin_next = [&](int n) -> const void* {
+    const PackedMatrix* const next = weight.following;
+    if (next == nullptr) return nullptr;
+    const Cells of_next(FirstKernel(*next, in.rows), in.rows.count, static_cast<int32_t>(next->panels.size()),
+                        next->inputs, team_->size());
+    return FirstPanel(*next, of_next.panels(n % of_next.count()).begin);
+  };
   team_->ForEach(cells.count(), [&](int task, int) {
     const Range columns = cells.panels(task);
     if (columns.size() == 0) return;
@@ -179,9 +188,9 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
       tile.panel_begin = panel_begin + columns.begin;
       tile.panel_end = panel_begin + columns.end;
       tile.k_end = weight.inputs;
-      if (TakesAnother(task, cells.count())) {
-        tile.then = FirstPanel(weight, panel_begin + cells.panels(task + team_->size()).begin);
-      }
+      tile.then = TakesAnother(task, cells.count())
+                      ? FirstPanel(weight, panel_begin + cells.panels(task + team_->size()).begin)
+                      : begin_next(task + team_->size() - cells.count());
       tile.epilogue = epilogue;
       tile.out = out.row(some.begin);
       tile.out_stride = out.stride;

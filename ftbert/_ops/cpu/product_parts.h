@@ -62,6 +62,11 @@ inline const void* FirstPanel(const PackedMatrix& weight, int32_t panel, int32_t
   return weight.weights.as<char>() + panel * weight.panel_bytes + weight.panel_bytes / weight.inputs * input;
 }
 
+// Where the product after this one begins; null: not known.
+inline const void* Beyond(const PackedMatrix& weight) {
+  return weight.following != nullptr ? FirstPanel(*weight.following, 0) : nullptr;
+}
+
 // Bytes of each intermediate, `rows` rows of it.
 struct Layout {
   size_t in = 0, wide = 0, mid = 0, out = 0;
