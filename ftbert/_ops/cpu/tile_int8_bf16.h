@@ -44,7 +44,6 @@ struct FetchAhead {
   const uint8_t* end = nullptr;
   int32_t lines = 0;  // a multiple of Advance's
 
-  FetchAhead() = default;
   // For `steps` steps in all.
   FetchAhead(const LinearJob& job, int32_t panel, int32_t steps, int32_t multiple = 1) {
     at = panel + 1 < job.panel_count ? job.weights + (panel + 1) * job.panel_bytes : job.then;
