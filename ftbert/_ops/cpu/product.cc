@@ -165,13 +165,12 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
                     const Inputs& in, Rows out, void* prepared_out, size_t prepared_stride) {
   const Cells cells(FirstKernel(weight, in.rows), in.rows.count, panel_end - panel_begin, weight.inputs,
                     team_->size());
-  // Where the n-th thread begins with the next product, if they are cut alike.
+  // The next product, as its first tasks will be cut for the threads; this one again where none is known.
+  const PackedMatrix& next = weight.following != nullptr ? *weight.following : weight;
+  const Cells of_next(FirstKernel(next, in.rows), in.rows.count, static_cast<int32_t>(next.panels.size()), next.inputs,
+                      team_->size());
   const auto begin_next = [&](int n) -> const void* {
-    const PackedMatrix* const next = weight.following;
-    if (next == nullptr) return nullptr;
-    const Cells of_next(FirstKernel(*next, in.rows), in.rows.count, static_cast<int32_t>(next->panels.size()),
-                        next->inputs, team_->size());
-    return FirstPanel(*next, of_next.panels(n % of_next.count()).begin);
+    return weight.following != nullptr ? FirstPanel(next, of_next.panels(n % of_next.count()).begin) : nullptr;
   };
   team_->ForEach(cells.count(), [&](int task, int) {
     const Range columns = cells.panels(task);
