@@ -21,7 +21,6 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-constexpr int kQueries = 2 * kTileRows;
 constexpr int kStepKeys = 32;    // of a tile's line in bf16
 constexpr int kKeyBlock = 128;   // whose scores, weights, keys and values the first-level cache holds
 constexpr int kMostHeadSize = 128;
@@ -36,10 +35,10 @@ struct Places {
   Places(int keys, int head_size)
       : values(static_cast<size_t>(Steps(keys)) * kStepKeys * head_size * 2),
         queries(2 * values),
-        weights(queries + kQueries * head_size * 2),
-        scores(weights + kQueries * kKeyBlock * 2),
-        sums(scores + kQueries * kScoreStride),
-        end(sums + kQueries * kSumStride) {}
+        weights(queries + kTileRows * head_size * 2),
+        scores(weights + kTileRows * kKeyBlock * 2),
+        sums(scores + kTileRows * kScoreStride),
+        end(sums + kTileRows * kSumStride) {}
   size_t values, queries, weights, scores, sums, end;  // keys come first
 };
 
@@ -85,53 +84,25 @@ void PackValues(const AttentionTask& task, uint8_t* values) {
   }
 }
 
-// C += A B over `steps`: two tiles of A `a_next` apart (one, if kTiles is 1) by two of B; a step later they lie a_step
-// and b_step behind. C is in tiles 0 .. 3.
-template <int kTiles>
-inline void Multiply(const uint8_t* a, size_t a_next, size_t a_step, const uint8_t* b, size_t b_next, size_t b_step,
-                     int steps) {
+// C += A B over `steps`: a tile of A by two of B, b_next apart; a step later they lie a_step and b_step behind. C is in
+// tiles 0 and 1. Tiles are cleared as soon as they are done with, as in linear_amx.cc.
+inline void Multiply(const uint8_t* a, size_t a_step, const uint8_t* b, size_t b_next, size_t b_step, int steps) {
   for (int step = 0; step < steps; ++step, a += a_step, b += b_step) {
     AMX_LOAD(4, a, kLineBytes);
     AMX_LOAD(6, b, kLineBytes);
     AMX_DOT_BF16(0, 4, 6);
+    AMX_ZERO(6);
     AMX_LOAD(7, b + b_next, kLineBytes);
     AMX_DOT_BF16(1, 4, 7);
-    if (kTiles == 2) {
-      AMX_LOAD(5, a + a_next, kLineBytes);
-      AMX_DOT_BF16(2, 5, 6);
-      AMX_DOT_BF16(3, 5, 7);
-    }
+    AMX_ZERO(4);
+    AMX_ZERO(7);
   }
 }
 
-template <int kTiles>
-inline void ClearSums() {
-  AMX_ZERO(0);
-  AMX_ZERO(1);
-  if (kTiles == 2) {
-    AMX_ZERO(2);
-    AMX_ZERO(3);
-  }
-}
-
-// Tiles 0 .. 3 from or to two columns of tiles at `at`.
-template <int kTiles>
-inline void LoadSums(const uint8_t* at, size_t stride) {
-  AMX_LOAD(0, at, stride);
-  AMX_LOAD(1, at + kLineBytes, stride);
-  if (kTiles == 2) {
-    AMX_LOAD(2, at + kTileRows * stride, stride);
-    AMX_LOAD(3, at + kTileRows * stride + kLineBytes, stride);
-  }
-}
-template <int kTiles>
+// Tiles 0 and 1 to two columns of tiles at `at`.
 inline void StoreSums(uint8_t* at, size_t stride) {
   AMX_STORE(0, at, stride);
   AMX_STORE(1, at + kLineBytes, stride);
-  if (kTiles == 2) {
-    AMX_STORE(2, at + kTileRows * stride, stride);
-    AMX_STORE(3, at + kTileRows * stride + kLineBytes, stride);
-  }
 }
 
 // 2^x for x <= 0. Least-maximum polynomial of degree 3 on [-1/2, 1/2]: 7.5e-5, where bf16 keeps 2e-3; its value at 0
@@ -165,16 +136,15 @@ inline float WeighBlock(const float* scores, int keys, float factor, bool first,
     sum = Add(sum, weight);
     return weight;
   };
-  for (int i = 0; i < keys; i += kStepKeys, weights += 2 * kTile) {
+  for (int i = 0; i < keys; i += kStepKeys, weights += kTile) {
     const Vec even = weigh(i), odd = weigh(i + kLanes);
     StoreBf16Line(weights, even, odd);
   }
   return Sum(sum);
 }
 
-// `rows` queries from `query` on, of one tile or two.
-template <int kTiles>
-void AttendTiles(const AttentionTask& task, const Places& places, int query, int rows) {
+// `rows` queries from `query` on, a tile of them.
+void AttendTile(const AttentionTask& task, const Places& places, int query, int rows) {
   auto* const scratch = reinterpret_cast<uint8_t*>(task.scratch);
   auto* const scores = reinterpret_cast<float*>(scratch + places.scores);
   uint8_t *const queries = scratch + places.queries, *const weights = scratch + places.weights;
@@ -182,24 +152,21 @@ void AttendTiles(const AttentionTask& task, const Places& places, int query, int
   const int depth = task.head_size, lines = depth / 32;
   const float factor = task.scale * 1.44269504f;  // log2(e)
   const float* const in = task.query + query * task.query_stride;
-  for (int tile = 0; tile < kTiles; ++tile) {
-    RoundRows(in + tile * kTileRows * task.query_stride, task.query_stride, rows - tile * kTileRows, lines,
-              queries + tile * lines * kTile);
-  }
-  float maximum[kQueries], total[kQueries];
+  RoundRows(in, task.query_stride, rows, lines, queries);
+  float maximum[kTileRows], total[kTileRows];
   for (int block = 0; block < task.keys; block += kKeyBlock) {
     const int keys = task.keys - block < kKeyBlock ? task.keys - block : kKeyBlock, steps = Steps(keys);
     const uint8_t* const block_keys = scratch + static_cast<size_t>(block) * depth * 2;
     for (int step = 0; step < steps; ++step) {
-      ClearSums<kTiles>();
-      Multiply<kTiles>(queries, lines * kTile, kTile, block_keys + step * 2 * lines * kTile, lines * kTile, kTile,
-                       lines);
-      StoreSums<kTiles>(reinterpret_cast<uint8_t*>(scores + step * kStepKeys), kScoreStride);
+      AMX_ZERO(0);
+      AMX_ZERO(1);
+      Multiply(queries, kTile, block_keys + step * 2 * lines * kTile, lines * kTile, kTile, lines);
+      StoreSums(reinterpret_cast<uint8_t*>(scores + step * kStepKeys), kScoreStride);
     }
     for (int m = 0; m < rows; ++m) {
       const float before = maximum[m];
-      uint8_t* const row = weights + m / kTileRows * kTile + m % kTileRows * kLineBytes;
-      const float sum = WeighBlock(scores + m * kKeyBlock, keys, factor, block == 0, &maximum[m], row);
+      const float sum =
+          WeighBlock(scores + m * kKeyBlock, keys, factor, block == 0, &maximum[m], weights + m * kLineBytes);
       if (block == 0) {
         if (task.fetch_next) FetchNextHead(task, query + m);
         total[m] = sum;
@@ -214,12 +181,14 @@ void AttendTiles(const AttentionTask& task, const Places& places, int query, int
     for (int d = 0; d < depth / kLanes; d += 2) {
       uint8_t* const at = sums + d * kLineBytes;
       if (block == 0) {
-        ClearSums<kTiles>();
+        AMX_ZERO(0);
+        AMX_ZERO(1);
       } else {
-        LoadSums<kTiles>(at, kSumStride);
+        AMX_LOAD(0, at, kSumStride);
+        AMX_LOAD(1, at + kLineBytes, kSumStride);
       }
-      Multiply<kTiles>(weights, kTile, 2 * kTile, block_values + d * kTile, kTile, depth / kLanes * kTile, steps);
-      StoreSums<kTiles>(at, kSumStride);
+      Multiply(weights, kTile, block_values + d * kTile, kTile, depth / kLanes * kTile, steps);
+      StoreSums(at, kSumStride);
     }
   }
   for (int m = 0; m < rows; ++m) {
@@ -239,13 +208,8 @@ void Attend(const AttentionTask& task) {
   PackValues(task, scratch + places.values);
   const TileShapes shapes;
   AMX_CONFIGURE(&shapes);
-  for (int query = 0; query < task.queries; query += kQueries) {
-    const int rows = task.queries - query < kQueries ? task.queries - query : kQueries;
-    if (rows > kTileRows) {
-      AttendTiles<2>(task, places, query, rows);
-    } else {
-      AttendTiles<1>(task, places, query, rows);
-    }
+  for (int query = 0; query < task.queries; query += kTileRows) {
+    AttendTile(task, places, query, task.queries - query < kTileRows ? task.queries - query : kTileRows);
   }
   AMX_RELEASE();
 }
@@ -253,7 +217,7 @@ void Attend(const AttentionTask& task) {
 }  // namespace
 
 void UseAmxAttention(Kernels* table) {
-  table->query_tile = kQueries;
+  table->query_tile = 2 * kTileRows;
   table->attention_scratch_floats = ScratchFloats;
   table->attention = Attend;
 }

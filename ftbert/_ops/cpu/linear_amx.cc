@@ -1,28 +1,31 @@
 // int8 and bf16 matrix products with AMX.
 //
-// 2 x 2 tiles of sums are 32 rows x 32 columns, one panel; a step takes 64 bytes of inputs: 4 tile loads, 4 products of
-// 16 cycles each. Sums go through the first-level cache to the AVX-512 epilogue, and the epilogue of one block of 32 x
-// 32 runs a few rows per step between the products of the next: the tile unit and the vector units work at the same
-// time, which matters because GELU of a block costs nearly half as many cycles as the products of 768 inputs.
+// Sums go through the first-level cache to the AVX-512 epilogue, and the epilogue of one block runs a few rows per step
+// between the products of the next: the tile unit and the vector units work at the same time, which matters because
+// GELU of a block costs nearly half as many cycles as the products of 768 inputs. Rows and panels are in tile form
+// (linear_int8_bf16.h).
 //
-// Rows and panels are in tile form (linear_int8_bf16.h), and a tile is loaded for the next step as soon as this step
-// has used it for the last time, across blocks and panels too. Time of a bf16 product on a Xeon, operands random and in
-// the first-level cache, as a multiple of products without any loads (16 cycles):
-//   rows of 1,600 bytes, the four loads before the four products   1.60
-//   the same in tile form                                          1.30
-//   rows of 1,600 bytes, each load behind the last use             1.38
-//   both                                                           1.17
-// The sums of a block are stored tile by tile, each right before the next block's first product needs the tile.
+// A tile that holds data takes a register of a file that two hardware threads share. Alone a thread has some to spare,
+// and an instruction that writes a tile need not wait for the one before. With the core's other thread at work on
+// anything at all (cores of a rented machine are like that most of the time) it seems to have nine: with eight in use
+// each load and each product takes as long as if it waited for the one before to retire. Measured on such a core, ns
+// for a product and for a load from the first-level cache, by tiles that hold data (an idle neighbour: 7.0 and 3.7,
+// always):
+//   4: 7.6, 6.2   5: 8.3, 6.7   6: 9.7, 7.5   7: 12.1, 9.4   8: 16.6, 13.7
+// A zeroed tile takes none. So a step uses as few tiles as it can, and each is zeroed, which costs nothing, as soon as
+// it is done with: a block is 16 rows by one panel, two tiles of sums, one of rows, one of weights at a time. Whole
+// products of 128 rows, epilogue and all, reach 1.7 times what 2 x 2 tiles of sums and two of each operand reach
+// there, and 0.98 on a core of one's own. Where rows are too few for a second block, weights are to be read once: then
+// a block is 32 rows, 2 x 2 tiles of sums, with operands zeroed likewise.
 //
-// From the second-level cache a processor gets a line in about two cycles, so a step's 64 lines take twice as long as
-// its products: one of its operands has to come from the first. So where there is more than one block of rows, K is
+// From the second-level cache a processor gets a line in about two cycles, so a step's 48 lines take three times as
+// long as its two products: weights have to come from the first. So where there is more than one block of rows, K is
 // taken in parts whose weights stay there for all blocks, while rows are loaded so as not to push them out, and a
-// block's sums wait in memory from part to part. (A core of one's own, 128 rows, K 768: 0.51 to 0.62 of the products
-// without any loads; with 256 rows, which read weights from the third level half as often, 0.75.)
+// block's sums wait in memory from part to part.
 //
-// While a panel is computed the next one is fetched into the second-level cache, and a panel is read once. A last block
-// of 16 rows or fewer is one row tile. Rows that the last group lacks are computed from whatever lies there, and
-// dropped; where there are fewer rows than a block has, tiles have just those.
+// While a panel is computed the next one is fetched into the second-level cache, and a panel is read once. Rows that
+// the last group lacks are computed from whatever lies there, and dropped; where there are two tiles of rows or fewer,
+// tiles have just those.
 //
 // Tiles are configured on entry and released on return: a thread that keeps live tiles pays for 8 KiB at every context
 // switch.
@@ -38,10 +41,9 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-constexpr int kBlockRows = 2 * kTileRows;
-constexpr int32_t kPartLines = 12;   // of K in a part, about: 24 KB of a panel
+constexpr int32_t kPartLines = 12;     // of K in a part, about: 24 KB of a panel
 constexpr int32_t kFetchedAtOnce = 4;  // lines
-constexpr int32_t kMostBlocks = 16;  // whose sums may wait: 64 KB
+constexpr int32_t kMostBlocks = 32;    // whose sums may wait: 64 KB
 constexpr size_t kTileBytes = size_t{kTileRows} * kLineBytes;
 static_assert(kColumns == 2 * kTileRows, "a panel is two tiles wide");
 
@@ -61,16 +63,15 @@ struct Bf16Amx {
   static void StoreLine(uint8_t* line, Vec first, Vec second) { StoreBf16Line(line, first, second); }
 };
 
-// A block whose sums are in tiles; of the last part of K, they are done but for the epilogue.
+// A block whose sums are done but for the epilogue.
 template <Epilogue kEpilogue, typename Dot>
 struct PendingBlock {
   const LinearJob* job = nullptr;
-  typename Dot::Element* sums = nullptr;  // where they are stored
+  const typename Dot::Element* sums = nullptr;
   int32_t panel = 0;
   int32_t row = 0;
   int32_t next = 0;  // rows of the block before it are finished
-  int32_t rows = 0;   // to finish; 0: it is not the last part
-  int32_t tiles = 0;  // of rows
+  int32_t rows = 0;
 
   // Finishes up to `count` more rows, a part of 16.
   void Advance(int32_t count) {
@@ -109,17 +110,7 @@ struct PendingBlock {
   }
 };
 
-// What a step reads: tiles of one or two groups of rows, and two of weights.
-constexpr size_t kStepBytes = 2 * kTileBytes;
-struct Operands {
-  const uint8_t* in;
-  const uint8_t* weights;
-  int32_t tiles;  // of rows
-
-  Operands Step(int32_t count) const {
-    return Operands{in + count * kTileBytes, weights + count * kStepBytes, tiles};
-  }
-};
+constexpr size_t kStepBytes = 2 * kTileBytes;  // of a panel
 
 #define FTBERT_AMX_DOT(c, a, b) \
   do {                          \
@@ -129,142 +120,113 @@ struct Operands {
       AMX_DOT_BF16(c, a, b);    \
     }                           \
   } while (false)
-#define FTBERT_AMX_GO_ON(tile)
+#define FTBERT_AMX_BEGIN(tile)                                      \
+  if (waiting != nullptr) {                                         \
+    AMX_LOAD(tile, FTBERT_AMX_OF_TILE(waiting, tile), kSumStride);  \
+  } else {                                                          \
+    AMX_ZERO(tile);                                                 \
+  }
 #define FTBERT_AMX_OF_TILE(sums, tile) ((sums) + tile / 2 * kTileRows * kColumns + tile % 2 * kTileRows)
-#define FTBERT_AMX_TURN_OVER(tile)                                          \
-  AMX_STORE(tile, FTBERT_AMX_OF_TILE(before->sums, tile), kSumStride);      \
-  if (waiting != nullptr) {                                                 \
-    AMX_LOAD(tile, FTBERT_AMX_OF_TILE(waiting, tile), kSumStride);          \
-  } else {                                                                  \
-    AMX_ZERO(tile);                                                         \
-  }
-#define FTBERT_AMX_LOAD_ROWS(tile, at)   \
-  if (kManyBlocks) {                     \
-    AMX_LOAD_ONCE(tile, at, kLineBytes); \
-  } else {                               \
-    AMX_LOAD(tile, at, kLineBytes);      \
-  }
 
-// The products of what is loaded, and the loads of what comes `after`; kBegin comes before each product.
-#define FTBERT_AMX_STEP(kBegin, after)                                                    \
-  kBegin(0) FTBERT_AMX_DOT(0, 4, 6);                                                      \
-  kBegin(1) FTBERT_AMX_DOT(1, 4, 7);                                                      \
-  FTBERT_AMX_LOAD_ROWS(4, (after).in)                                                     \
-  if (kTiles == 2) {                                                                      \
-    kBegin(2) FTBERT_AMX_DOT(2, 5, 6);                                                    \
-  }                                                                                       \
-  AMX_LOAD(6, (after).weights, kLineBytes);                                               \
-  if (kTiles == 2) {                                                                      \
-    kBegin(3) FTBERT_AMX_DOT(3, 5, 7);                                                    \
-  }                                                                                       \
-  if ((after).tiles == 2) {                                                               \
-    FTBERT_AMX_LOAD_ROWS(5, (after).in + group_bytes)                                     \
-  }                                                                                       \
-  AMX_LOAD(7, (after).weights + kTileBytes, kLineBytes);
-
-// Sums of kTiles row tiles by `lines` of one panel, in tiles 0 .. 3, added to those `waiting` from the part of K before
-// (null: none); the operands of its first step are loaded, those of `next` will be. The sums of the block before are
-// stored with the first step, that block is finished on the way, and the next panel fetched. kManyBlocks: weights are
+// sums = the sums of kTiles row tiles at `in` by `lines` of one panel, added to those `waiting` from the part of K
+// before (null: none). The block before is finished on the way, and the next panel fetched. kManyBlocks: weights are
 // read again for the next block, rows are not.
 template <Epilogue kEpilogue, typename Dot, int kTiles, bool kManyBlocks>
-inline void BlockSums(const Operands& first, const Operands& next, size_t group_bytes, int32_t lines,
-                      const typename Dot::Element* waiting, FetchAhead* ahead, PendingBlock<kEpilogue, Dot>* before) {
+inline void BlockSums(const uint8_t* in, size_t group_bytes, const uint8_t* weights, int32_t lines,
+                      const typename Dot::Element* waiting, typename Dot::Element* sums, FetchAhead* ahead,
+                      PendingBlock<kEpilogue, Dot>* before) {
   constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
-  if (kTiles == 1 && before->tiles == 2) {
-    AMX_STORE(2, FTBERT_AMX_OF_TILE(before->sums, 2), kSumStride);
-    AMX_STORE(3, FTBERT_AMX_OF_TILE(before->sums, 3), kSumStride);
+  FTBERT_AMX_BEGIN(0)
+  FTBERT_AMX_BEGIN(1)
+  if (kTiles == 2) {
+    FTBERT_AMX_BEGIN(2)
+    FTBERT_AMX_BEGIN(3)
   }
-  Operands after = lines > 1 ? first.Step(1) : next;
-  FTBERT_AMX_STEP(FTBERT_AMX_TURN_OVER, after)
-  ahead->Advance<kFetchedAtOnce>();
   int32_t rows_per_step = 1;
-  while (rows_per_step < kTileRows && rows_per_step * (lines - 1) < kBlockRows) rows_per_step *= 2;
-  for (int32_t line = 1; line < lines; ++line) {
-    after = line + 1 < lines ? after.Step(1) : next;
-    FTBERT_AMX_STEP(FTBERT_AMX_GO_ON, after)
-    ahead->Advance<kFetchedAtOnce>();
-    before->Advance(rows_per_step);
+  while (rows_per_step < kTileRows && rows_per_step * (lines - 1) < kTiles * kTileRows) rows_per_step *= 2;
+  for (int32_t line = 0; line < lines; ++line, in += kTileBytes, weights += kStepBytes) {
+    if (kManyBlocks) {
+      AMX_LOAD_ONCE(4, in, kLineBytes);
+    } else {
+      AMX_LOAD(4, in, kLineBytes);
+    }
+    AMX_LOAD(6, weights, kLineBytes);
+    FTBERT_AMX_DOT(0, 4, 6);
+    if (kTiles == 1) AMX_ZERO(6);
+    AMX_LOAD(7, weights + kTileBytes, kLineBytes);
+    FTBERT_AMX_DOT(1, 4, 7);
+    AMX_ZERO(4);
+    if (kTiles == 2) {
+      AMX_LOAD(5, in + group_bytes, kLineBytes);
+      FTBERT_AMX_DOT(2, 5, 6);
+      AMX_ZERO(6);
+      FTBERT_AMX_DOT(3, 5, 7);
+      AMX_ZERO(5);
+    }
+    AMX_ZERO(7);
+    ahead->template Advance<kFetchedAtOnce>();
+    if (line > 0) before->Advance(rows_per_step);
   }
   before->FinishAll();
+  AMX_STORE(0, FTBERT_AMX_OF_TILE(sums, 0), kSumStride);
+  AMX_STORE(1, FTBERT_AMX_OF_TILE(sums, 1), kSumStride);
+  if (kTiles == 2) {
+    AMX_STORE(2, FTBERT_AMX_OF_TILE(sums, 2), kSumStride);
+    AMX_STORE(3, FTBERT_AMX_OF_TILE(sums, 3), kSumStride);
+  }
 }
-#undef FTBERT_AMX_STEP
-#undef FTBERT_AMX_LOAD_ROWS
-#undef FTBERT_AMX_TURN_OVER
-#undef FTBERT_AMX_GO_ON
+#undef FTBERT_AMX_OF_TILE
+#undef FTBERT_AMX_BEGIN
 #undef FTBERT_AMX_DOT
 
 template <Epilogue kEpilogue, typename Dot>
 void ComputeAs(const LinearJob& job) {
-  constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
-  alignas(64) typename Dot::Element sums[kBlockRows * kColumns], waiting[kMostBlocks * kBlockRows * kColumns];
+  constexpr int32_t kWaitingSums = kTileRows * kColumns;
+  alignas(64) typename Dot::Element sums[2 * kWaitingSums], waiting[kMostBlocks * kWaitingSums];
   PendingBlock<kEpilogue, Dot> before;
+  before.job = &job;
   before.sums = sums;
   TileShapes shapes;
-  if (job.rows < kBlockRows) {  // rows beyond the last are never read
-    const int32_t first = job.rows < kTileRows ? job.rows : kTileRows;
-    const int32_t second = job.rows - first;
-    shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = static_cast<uint8_t>(first);
-    shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = static_cast<uint8_t>(second > 0 ? second : 1);
+  const int32_t tiles = (job.rows + kTileRows - 1) / kTileRows;
+  if (tiles <= 2) {  // rows beyond the last are never read
+    const auto first = static_cast<uint8_t>(job.rows < kTileRows ? job.rows : kTileRows);
+    const auto second = static_cast<uint8_t>(tiles == 2 ? job.rows - first : 1);
+    shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = first;
+    shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = second;
   }
   AMX_CONFIGURE(&shapes);
-  const int32_t blocks = (job.rows + kBlockRows - 1) / kBlockRows;
+  const int32_t blocks = tiles <= 2 ? 1 : tiles;
   const int32_t parts = blocks > 1 && blocks <= kMostBlocks ? (job.lines + kPartLines - 1) / kPartLines : 1;
   const size_t group_bytes = kTileRows * job.in_stride;
-  const auto part_begin = [&](int32_t part) { return job.lines * part / parts; };
-  const auto operands = [&](int32_t panel, int32_t part, int32_t block) {
-    const int32_t row = block * kBlockRows;
-    const Operands whole{job.in + row * job.in_stride, job.weights + panel * job.panel_bytes,
-                         job.rows - row > kTileRows ? 2 : 1};
-    return whole.Step(part_begin(part));
-  };
-  Operands now = operands(0, 0, 0);
-  AMX_LOAD(4, now.in, kLineBytes);
-  AMX_LOAD(6, now.weights, kLineBytes);
-  if (now.tiles == 2) AMX_LOAD(5, now.in + group_bytes, kLineBytes);
-  AMX_LOAD(7, now.weights + kTileBytes, kLineBytes);
   for (int32_t p = 0; p < job.panel_count; ++p) {
     FetchAhead ahead(job, p, blocks * job.lines, kFetchedAtOnce);
     for (int32_t part = 0; part < parts; ++part) {
-      const int32_t lines = part_begin(part + 1) - part_begin(part);
+      const int32_t begin = job.lines * part / parts, lines = job.lines * (part + 1) / parts - begin;
+      const uint8_t* const weights = job.weights + p * job.panel_bytes + begin * kStepBytes;
       const bool last_part = part + 1 == parts;
       for (int32_t block = 0; block < blocks; ++block) {
-        // Behind the last block of all something is loaded that is not used.
-        const bool last = block + 1 == blocks;
-        const Operands next = !last       ? operands(p, part, block + 1)
-                              : !last_part ? operands(p, part + 1, 0)
-                                           : operands(p + 1 < job.panel_count ? p + 1 : p, 0, 0);
-        auto* const mine = waiting + block * (kBlockRows * kColumns);
+        const uint8_t* const in = job.in + block * group_bytes + begin * kTileBytes;
+        auto* const mine = waiting + block * kWaitingSums;
         const typename Dot::Element* const so_far = part > 0 ? mine : nullptr;
-        if (blocks > 1 && now.tiles == 2) {
-          BlockSums<kEpilogue, Dot, 2, true>(now, next, group_bytes, lines, so_far, &ahead, &before);
-        } else if (blocks > 1) {
-          BlockSums<kEpilogue, Dot, 1, true>(now, next, group_bytes, lines, so_far, &ahead, &before);
-        } else if (now.tiles == 2) {
-          BlockSums<kEpilogue, Dot, 2, false>(now, next, group_bytes, lines, so_far, &ahead, &before);
+        auto* const to = last_part ? sums : mine;
+        if (blocks > 1) {
+          BlockSums<kEpilogue, Dot, 1, true>(in, group_bytes, weights, lines, so_far, to, &ahead, &before);
+        } else if (tiles == 2) {
+          BlockSums<kEpilogue, Dot, 2, false>(in, group_bytes, weights, lines, so_far, to, &ahead, &before);
         } else {
-          BlockSums<kEpilogue, Dot, 1, false>(now, next, group_bytes, lines, so_far, &ahead, &before);
+          BlockSums<kEpilogue, Dot, 1, false>(in, group_bytes, weights, lines, so_far, to, &ahead, &before);
         }
-        before.job = &job;
-        before.sums = last_part ? sums : mine;
+        if (!last_part) continue;
         before.panel = p;
-        before.row = block * kBlockRows;
+        before.row = block * kTileRows;
         before.next = 0;
-        before.rows = !last_part ? 0 : last ? job.rows - before.row : kBlockRows;
-        before.tiles = now.tiles;
-        now = next;
+        before.rows = blocks > 1 && block + 1 < blocks ? kTileRows : job.rows - before.row;
       }
     }
-  }
-  AMX_STORE(0, FTBERT_AMX_OF_TILE(sums, 0), kSumStride);
-  AMX_STORE(1, FTBERT_AMX_OF_TILE(sums, 1), kSumStride);
-  if (before.tiles == 2) {
-    AMX_STORE(2, FTBERT_AMX_OF_TILE(sums, 2), kSumStride);
-    AMX_STORE(3, FTBERT_AMX_OF_TILE(sums, 3), kSumStride);
   }
   AMX_RELEASE();
   before.FinishAll();
 }
-#undef FTBERT_AMX_OF_TILE
 
 template <typename Dot>
 void Compute(const LinearJob& job) {
@@ -291,9 +253,9 @@ void ArrangeTiles(uint8_t* panel, int32_t lines) {
 
 }  // namespace
 
-const LinearOps kInt8Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareInt8<kTileRows>, Compute<Int8Amx>,
+const LinearOps kInt8Amx = {Isa::kAmx, 2 * kTileRows, kColumns, false, 128, PrepareInt8<kTileRows>, Compute<Int8Amx>,
                             false,     nullptr,    ArrangeTiles, nullptr, kTileRows};
-const LinearOps kBf16Amx = {Isa::kAmx, kBlockRows, kColumns, false, 128, PrepareBf16<kTileRows>, Compute<Bf16Amx>,
+const LinearOps kBf16Amx = {Isa::kAmx, 2 * kTileRows, kColumns, false, 128, PrepareBf16<kTileRows>, Compute<Bf16Amx>,
                             false,     nullptr,    ArrangeTiles, nullptr, kTileRows};
 
 }  // namespace cpu
