@@ -29,7 +29,7 @@ struct Heads {
   int32_t keys, depth;
   ptrdiff_t stride;
   std::vector<float> qkv;
-  Heads(int32_t keys, int32_t depth, float scale) : keys(keys), depth(depth), stride(3 * depth + 17) {
+  Heads(int32_t keys, int32_t depth, float scale) : keys(keys), depth(depth), stride(3 * depth + 18) {
     qkv = Random(keys * stride + 16, scale);
   }
   const float* query() const { return qkv.data() + 1; }
@@ -42,12 +42,16 @@ inline void Attend(const Kernels& kernels, const Heads& h, int32_t first, int32_
   ftbert::cpu::Buffer scratch;
   CHECK(scratch.Allocate(floats * sizeof(float)));
   std::fill_n(scratch.as<float>(), floats, kNan);
+  std::vector<uint16_t> rounded(h.qkv.size());
+  for (size_t i = 0; i < rounded.size(); ++i) rounded[i] = ftbert::FloatToBFloat16(h.qkv[i]);
+  const auto at = [&](const float* value) -> const void* {
+    return kernels.attends_bf16 ? static_cast<const void*>(rounded.data() + (value - h.qkv.data())) : value;
+  };
   ftbert::cpu::AttentionTask task = {};
-  task.query = h.query() + first * h.stride;
-  task.query_stride = h.stride;
-  task.key = h.key();
-  task.value = h.value();
-  task.key_stride = h.stride;
+  task.query = at(h.query() + first * h.stride);
+  task.key = at(h.key());
+  task.value = at(h.value());
+  task.stride = h.stride;
   task.out = out;
   task.out_stride = h.depth + 1;
   task.queries = queries;

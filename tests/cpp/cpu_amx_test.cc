@@ -17,6 +17,8 @@ int main() {
   CheckInt8Extremes(int8);
   const Form bf16{"amx bf16, emulated", ftbert::cpu::NewBf16Kernel(ftbert::cpu::kBf16Amx)};
   CheckBf16(bf16);
+  CheckRoundedRows(int8);
+  CheckRoundedRows(bf16);
   // The same bits as AVX-512 VNNI: equal integer sums, the same epilogue.
   const Form vnni{"avx512 vnni", ftbert::cpu::NewInt8Kernel(ftbert::cpu::kInt8Avx512Vnni)};
   const Problem p(769, 130, 45);

@@ -18,6 +18,7 @@ int main() {
 #endif
   for (const Form& form : forms) {
     CheckBf16(form);
+    if (form.kernel->isa() == Isa::kAmx) CheckRoundedRows(form);
     std::printf("%s checked\n", form.name);
   }
 #if defined(__x86_64__)

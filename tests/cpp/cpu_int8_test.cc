@@ -50,6 +50,7 @@ int main() {
   const std::vector<Form> forms = Forms();
   for (const Form& form : forms) {
     CheckInt8Sizes(form);
+    if (form.kernel->isa() == ftbert::cpu::Isa::kAmx) CheckRoundedRows(form);
     CheckInt8Extremes(form);
     std::printf("%s checked\n", form.name);
   }

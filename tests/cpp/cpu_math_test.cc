@@ -102,10 +102,9 @@ void TestExponential(const Kernels& kernels) {
     query[0] = static_cast<float>(x);
     ftbert::cpu::AttentionTask task = {};
     task.query = query;
-    task.query_stride = kStride;
     task.key = key;
     task.value = value;
-    task.key_stride = kStride;
+    task.stride = kStride;
     task.out = out;
     task.out_stride = kStride;
     task.queries = 1;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "core/half.h"
 #include "cpu/product.h"
 #include "linear_fixture.h"
 
@@ -131,6 +132,42 @@ inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate
     const Results alone = steps.Run(r, 1, 1);
     CHECK(SameBits(alone.wide.data(), &all.wide[static_cast<size_t>(r) * intermediate], alone.wide.size()));
     CHECK(SameBits(alone.states.data(), &all.states[static_cast<size_t>(r) * hidden], alone.states.size()));
+  }
+}
+
+// A product written in bf16, as attention with tiles takes it, is the one in floats rounded; what lies behind its
+// columns stays.
+inline void CheckRoundedRows(const Form& form) {
+  using namespace ftbert::cpu;  // NOLINT
+  constexpr int32_t kInputs = 900, kOutputs = 96, kMostRows = 300;
+  const Problem p(kInputs, kOutputs, kMostRows);
+  const PackedMatrix packed = p.Pack(*form.kernel, 3);
+  const std::vector<float> floats = Multiply(*form.kernel, packed, p.x.data(), kMostRows, Epilogue::kBias);
+  for (int threads : {1, 3}) {
+    for (int32_t count : {1, 15, 16, 17, 33, 130, kMostRows}) {
+      Team team(threads);
+      ProductScratch scratch;
+      CHECK(scratch.Reserve(*form.kernel, kInputs, kInputs, count, team.size()));
+      Rows in, out;
+      std::vector<float> of_in(PaddedStride(kInputs) * count, kNan), of_out(PaddedStride(kOutputs) * count, kNan);
+      in.data = of_in.data(), out.data = of_out.data();
+      in.stride = PaddedStride(kInputs), out.stride = PaddedStride(kOutputs);
+      in.count = out.count = count;
+      out.rounded = true;
+      for (int32_t r = 0; r < count; ++r) std::copy_n(&p.x[static_cast<size_t>(r) * kInputs], kInputs, in.row(r));
+      Products(KernelsFor(form.kernel->isa()), &team, &scratch)
+          .Linear(packed, 0, static_cast<int32_t>(packed.panels.size()), Epilogue::kBias, in, out);
+      int32_t different = 0;
+      for (int32_t r = 0; r < count; ++r) {
+        for (int32_t n = 0; n < kOutputs; ++n) {
+          uint16_t got;
+          std::memcpy(&got, reinterpret_cast<const uint16_t*>(out.row(r)) + n, sizeof(got));
+          different += got != ftbert::FloatToBFloat16(floats[static_cast<size_t>(r) * kOutputs + n]);
+        }
+        for (int32_t n = kOutputs / 2; n < out.stride; ++n) different += !std::isnan(out.row(r)[n]);
+      }
+      CHECK_EQ(different, 0);
+    }
   }
 }
 

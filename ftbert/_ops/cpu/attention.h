@@ -39,13 +39,13 @@ void PackKeys(const AttentionTask& task, float* packed) {
     float* out = packed + static_cast<ptrdiff_t>(first / kKeyPanel) * padded_depth * kKeyPanel + first % kKeyPanel;
     const int keys = task.keys - first < kLanes ? task.keys - first : kLanes;
     for (int d = 0; d < depth; d += kLanes) {
-      const float* in = task.key + first * task.key_stride + d;
+      const float* in = static_cast<const float*>(task.key) + first * task.stride + d;
       const int lanes = depth - d < kLanes ? depth - d : kLanes;
       if (keys == kLanes && lanes == kLanes) {
-        Transpose(in, task.key_stride, out + d * kKeyPanel, kKeyPanel);
+        Transpose(in, task.stride, out + d * kKeyPanel, kKeyPanel);
       } else {
         for (int i = 0; i < kLanes; ++i) {
-          Store(block + i * kLanes, i < keys ? LoadPartial(in + i * task.key_stride, lanes) : Zero());
+          Store(block + i * kLanes, i < keys ? LoadPartial(in + i * task.stride, lanes) : Zero());
         }
         Transpose(block, kLanes, out + d * kKeyPanel, kKeyPanel);
       }
@@ -108,8 +108,8 @@ void Attention(const AttentionTask& task) {
     for (int block = 0; block < task.keys; block += kKeyBlock) {
       const int keys = task.keys - block < kKeyBlock ? task.keys - block : kKeyBlock;
       MicroTask t;
-      t.in = task.query + query * task.query_stride;
-      t.in_stride = task.query_stride;
+      t.in = static_cast<const float*>(task.query) + query * task.stride;
+      t.in_stride = task.stride;
       t.weights_stride = kKeyPanel;
       t.bias = nullptr;
       t.out_stride = kKeyBlock;
@@ -129,7 +129,7 @@ void Attention(const AttentionTask& task) {
         const float before = maximum[m];
         const float sum = SoftmaxBlock(scores + m * kKeyBlock, keys, factor, block == 0, &maximum[m]);
         if (block == 0) {
-          if (task.fetch_next) FetchNextHead(task, query + m);
+          if (task.fetch_next) FetchNextHead<float>(task, query + m);
           total[m] = sum;
           continue;
         }
@@ -140,12 +140,12 @@ void Attention(const AttentionTask& task) {
       }
       t.in = scores;
       t.in_stride = kKeyBlock;
-      t.weights_stride = task.key_stride;
+      t.weights_stride = task.stride;
       t.out_stride = kOutStride;
       t.inputs = keys;
       t.fresh = block == 0;
       for (int d = 0; d < depth; d += kKeyPanel) {
-        t.weights = task.value + block * task.key_stride + d;
+        t.weights = static_cast<const float*>(task.value) + block * task.stride + d;
         t.out = sums + d;
         if (depth - d > kLanes) {
           product(t);

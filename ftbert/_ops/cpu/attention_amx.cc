@@ -1,11 +1,13 @@
 // softmax(scale q K^T) V for one head of one row of text with AMX, for the lower precisions: queries, keys, values and
-// weights of the sum in bf16, scores, softmax and sums in fp32.
+// weights of the sum in bf16, scores, softmax and sums in fp32. Queries, keys and values come in bf16 already: the
+// product that makes them would write, and this read, twice as many lines in fp32, most of them from beyond the
+// second-level cache.
 //
-// Keys become tiles [16 keys][32 of D] turned round, values tiles [32 keys][16 of D], once per head; queries go 32 at a
-// time, two tiles, keys in blocks of kKeyBlock, between which the softmax is rescaled as in attention.h. 2 x 2 tiles of
-// scores or sums take four products a step, so that none waits for the one before. Keys and queries that there are not
-// are zeros; such keys weigh nothing. A query's result depends on its row of text alone: blocks begin at the row's
-// first key, and a tile's rows do not meet.
+// Keys become tiles [16 keys][32 of D] turned round, values tiles [32 keys][16 of D], once per head; queries go 16 at a
+// time, a tile, where they lie, keys in blocks of kKeyBlock, between which the softmax is rescaled as in attention.h.
+// As few tiles are in use as in linear_amx.cc. Keys and queries that there are not are zeros; such keys weigh nothing.
+// A query's result depends on its row of text alone: blocks begin at the row's first key, and a tile's rows do not
+// meet.
 //
 // A NaN in q, k or v reaches the output. Head sizes are multiples of 32, up to 128.
 #include "cpu/vec_avx512.h"
@@ -34,7 +36,7 @@ inline int Steps(int keys) { return (keys + kStepKeys - 1) / kStepKeys; }
 struct Places {
   Places(int keys, int head_size)
       : values(static_cast<size_t>(Steps(keys)) * kStepKeys * head_size * 2),
-        queries(2 * values),
+        queries(2 * values),  // the last, fewer than a tile
         weights(queries + kTileRows * head_size * 2),
         scores(weights + kTileRows * kKeyBlock * 2),
         sums(scores + kTileRows * kScoreStride),
@@ -42,13 +44,21 @@ struct Places {
   size_t values, queries, weights, scores, sums, end;  // keys come first
 };
 
-// `rows` rows of head_size floats as the lines of a tile for every 32 of them; those that lack to 16 are zeros.
-inline void RoundRows(const float* in, ptrdiff_t stride, int rows, int lines, uint8_t* tiles) {
-  for (int r = 0; r < kTileRows; ++r, in += stride) {
+// Row `row` of those that begin at `rows`.
+inline const uint8_t* RowAt(const AttentionTask& task, const void* rows, ptrdiff_t row) {
+  return static_cast<const uint8_t*>(rows) + row * task.stride * 2;
+}
+
+// The first `count` of 16 rows as a tile for every 32 of D; the others are zeros.
+inline void CopyRows(const AttentionTask& task, const uint8_t* in, int count, int lines, uint8_t* tiles) {
+  for (int r = 0; r < kTileRows; ++r) {
     for (int line = 0; line < lines; ++line) {
-      const float* at = in + 2 * kLanes * line;
-      const Vec first = r < rows ? Load(at) : Zero(), second = r < rows ? Load(at + kLanes) : Zero();
-      StoreBf16Line(tiles + line * kTile + r * kLineBytes, first, second);
+      uint8_t* const to = tiles + line * kTile + r * kLineBytes;
+      if (r < count) {
+        std::memcpy(to, RowAt(task, in, r) + line * kLineBytes, kLineBytes);
+      } else {
+        std::memset(to, 0, kLineBytes);
+      }
     }
   }
 }
@@ -58,37 +68,47 @@ void PackKeys(const AttentionTask& task, uint8_t* keys) {
   alignas(64) uint8_t rows[kMostHeadSize / 32 * kTile];
   const int lines = task.head_size / 32, count = Steps(task.keys) * kStepKeys;
   for (int first = 0; first < count; first += kTileRows) {
-    RoundRows(task.key + first * task.key_stride, task.key_stride, task.keys - first, lines, rows);
-    for (int line = 0; line < lines; ++line, keys += kTile) {
-      Transpose(reinterpret_cast<const float*>(rows + line * kTile), kLanes, reinterpret_cast<float*>(keys), kLanes);
+    const uint8_t* in = RowAt(task, task.key, first);
+    size_t stride = task.stride * 2, next = kLineBytes;
+    if (task.keys - first < kTileRows) {
+      CopyRows(task, in, task.keys - first, lines, rows);
+      in = rows, stride = kLineBytes, next = kTile;
+    }
+    for (int line = 0; line < lines; ++line, keys += kTile, in += next) {
+      Transpose(reinterpret_cast<const float*>(in), stride / sizeof(float), reinterpret_cast<float*>(keys), kLanes);
     }
   }
 }
 
 // values[32 keys][16 of D]: line i of a tile holds keys 2 i and 2 i + 1, side by side.
 void PackValues(const AttentionTask& task, uint8_t* values) {
-  alignas(64) uint16_t order[2 * kLanes];
-  for (int i = 0; i < kLanes; ++i) order[2 * i] = i, order[2 * i + 1] = kLanes + i;
-  const __m512i pairs = _mm512_load_si512(order);
+  alignas(64) uint16_t first[2 * kLanes], second[2 * kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    first[2 * i] = i, first[2 * i + 1] = 2 * kLanes + i;
+    second[2 * i] = kLanes + i, second[2 * i + 1] = 3 * kLanes + i;
+  }
+  const __m512i low = _mm512_load_si512(first), high = _mm512_load_si512(second);
   const int tiles = task.head_size / kLanes, count = Steps(task.keys) * kStepKeys;
   for (int key = 0; key < count; key += 2) {
-    const float* const first = task.value + key * task.key_stride;
-    uint8_t* const to = values + key / kStepKeys * tiles * kTile + key % kStepKeys / 2 * kLineBytes;
-    for (int tile = 0; tile < tiles; ++tile) {
-      const Vec even = key < task.keys ? Load(first + tile * kLanes) : Zero();
-      const Vec odd = key + 1 < task.keys ? Load(first + task.key_stride + tile * kLanes) : Zero();
-      alignas(64) uint8_t line[kLineBytes];
-      StoreBf16Line(line, even, odd);
-      _mm512_store_si512(to + tile * kTile, _mm512_permutexvar_epi16(pairs, _mm512_load_si512(line)));
+    const uint8_t* const even_row = RowAt(task, task.value, key);
+    const uint8_t* const odd_row = RowAt(task, task.value, key + 1);
+    uint8_t* to = values + key / kStepKeys * tiles * kTile + key % kStepKeys / 2 * kLineBytes;
+    for (int tile = 0; tile < tiles; tile += 2, to += 2 * kTile) {
+      const size_t at = tile / 2 * kLineBytes;
+      const __m512i even = key < task.keys ? _mm512_loadu_si512(even_row + at) : _mm512_setzero_si512();
+      const __m512i odd = key + 1 < task.keys ? _mm512_loadu_si512(odd_row + at) : _mm512_setzero_si512();
+      _mm512_store_si512(to, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_store_si512(to + kTile, _mm512_permutex2var_epi16(even, high, odd));
     }
   }
 }
 
-// C += A B over `steps`: a tile of A by two of B, b_next apart; a step later they lie a_step and b_step behind. C is in
-// tiles 0 and 1. Tiles are cleared as soon as they are done with, as in linear_amx.cc.
-inline void Multiply(const uint8_t* a, size_t a_step, const uint8_t* b, size_t b_next, size_t b_step, int steps) {
+// C += A B over `steps`: a tile of A, its rows a_stride apart, by two of B, b_next apart; a step later they lie a_step
+// and b_step behind. C is in tiles 0 and 1.
+inline void Multiply(const uint8_t* a, size_t a_stride, size_t a_step, const uint8_t* b, size_t b_next, size_t b_step,
+                     int steps) {
   for (int step = 0; step < steps; ++step, a += a_step, b += b_step) {
-    AMX_LOAD(4, a, kLineBytes);
+    AMX_LOAD(4, a, a_stride);
     AMX_LOAD(6, b, kLineBytes);
     AMX_DOT_BF16(0, 4, 6);
     AMX_ZERO(6);
@@ -147,12 +167,15 @@ inline float WeighBlock(const float* scores, int keys, float factor, bool first,
 void AttendTile(const AttentionTask& task, const Places& places, int query, int rows) {
   auto* const scratch = reinterpret_cast<uint8_t*>(task.scratch);
   auto* const scores = reinterpret_cast<float*>(scratch + places.scores);
-  uint8_t *const queries = scratch + places.queries, *const weights = scratch + places.weights;
-  uint8_t* const sums = scratch + places.sums;
+  uint8_t *const weights = scratch + places.weights, *const sums = scratch + places.sums;
   const int depth = task.head_size, lines = depth / 32;
   const float factor = task.scale * 1.44269504f;  // log2(e)
-  const float* const in = task.query + query * task.query_stride;
-  RoundRows(in, task.query_stride, rows, lines, queries);
+  const uint8_t* queries = RowAt(task, task.query, query);
+  size_t stride = task.stride * 2, next = kLineBytes;
+  if (rows < kTileRows) {  // what comes behind them may not be there
+    CopyRows(task, queries, rows, lines, scratch + places.queries);
+    queries = scratch + places.queries, stride = kLineBytes, next = kTile;
+  }
   float maximum[kTileRows], total[kTileRows];
   for (int block = 0; block < task.keys; block += kKeyBlock) {
     const int keys = task.keys - block < kKeyBlock ? task.keys - block : kKeyBlock, steps = Steps(keys);
@@ -160,7 +183,7 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
     for (int step = 0; step < steps; ++step) {
       AMX_ZERO(0);
       AMX_ZERO(1);
-      Multiply(queries, kTile, block_keys + step * 2 * lines * kTile, lines * kTile, kTile, lines);
+      Multiply(queries, stride, next, block_keys + step * 2 * lines * kTile, lines * kTile, kTile, lines);
       StoreSums(reinterpret_cast<uint8_t*>(scores + step * kStepKeys), kScoreStride);
     }
     for (int m = 0; m < rows; ++m) {
@@ -168,7 +191,7 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
       const float sum =
           WeighBlock(scores + m * kKeyBlock, keys, factor, block == 0, &maximum[m], weights + m * kLineBytes);
       if (block == 0) {
-        if (task.fetch_next) FetchNextHead(task, query + m);
+        if (task.fetch_next) FetchNextHead<uint16_t>(task, query + m);
         total[m] = sum;
         continue;
       }
@@ -187,7 +210,7 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
         AMX_LOAD(0, at, kSumStride);
         AMX_LOAD(1, at + kLineBytes, kSumStride);
       }
-      Multiply(weights, kTile, block_values + d * kTile, kTile, depth / kLanes * kTile, steps);
+      Multiply(weights, kLineBytes, kTile, block_values + d * kTile, kTile, depth / kLanes * kTile, steps);
       StoreSums(at, kSumStride);
     }
   }
@@ -218,6 +241,7 @@ void Attend(const AttentionTask& task) {
 
 void UseAmxAttention(Kernels* table) {
   table->query_tile = 2 * kTileRows;
+  table->attends_bf16 = true;
   table->attention_scratch_floats = ScratchFloats;
   table->attention = Attend;
 }

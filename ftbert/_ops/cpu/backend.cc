@@ -156,23 +156,21 @@ class CpuBackend final : public Backend {
                  w->View(out));
   }
 
-  // Every task is one head of one row of text, the longest rows first; rows are split only if there are too few of them
-  // to occupy the team.
-  void Attend(Workspace* workspace, Span span) override {
+  // Of all tokens: AttendFirst has its own way. Every task is one head of one row of text, the longest rows first; rows
+  // are split only if there are too few of them to occupy the team.
+  void Attend(Workspace* workspace, Span) override {
     CpuWorkspace* w = Cast(workspace);
-    const bool first_only = span == Span::kFirstTokens;
     const int32_t H = config_.hidden_size, N = config_.num_heads, D = plan_.head_size();
-    const Rows qkv = w->View(Slot::kQkv);
-    const Rows query = first_only ? w->View(Slot::kFirstQuery) : qkv;
-    const Rows out = w->View(first_only ? Slot::kFirstContext : Slot::kContext);
+    const Rows qkv = w->View(Slot::kQkv), out = w->View(Slot::kContext);
+    const size_t element = kernels_->attends_bf16 ? sizeof(uint16_t) : sizeof(float);
 
     const int64_t wanted = 3 * w->team->size();
     const int64_t tasks = static_cast<int64_t>(w->shape.rows) * N;
-    const int32_t pieces = first_only || w->team->size() == 1 || tasks >= wanted
-                               ? 1 : static_cast<int32_t>((wanted + tasks - 1) / tasks);
+    const int32_t pieces =
+        w->team->size() == 1 || tasks >= wanted ? 1 : static_cast<int32_t>((wanted + tasks - 1) / tasks);
     w->stretches.clear();
     for (int32_t b = 0; b < w->shape.rows; ++b) {
-      const int32_t length = first_only ? 1 : w->Length(b);
+      const int32_t length = w->Length(b);
       const int32_t tile = kernels_->query_tile;
       const int32_t piece = ((length + pieces - 1) / pieces + tile - 1) / tile * tile;
       for (int32_t begin = 0; begin < length; begin += piece) {
@@ -185,18 +183,19 @@ class CpuBackend final : public Backend {
       return work_a != work_b ? work_a > work_b : (a.row != b.row ? a.row < b.row : a.begin < b.begin);
     });
 
-    if (!first_only) ClearFilling(*w, out);
+    ClearFilling(*w, out);
     w->team->ForEach(static_cast<int>(w->stretches.size()) * N, [&](int index, int thread) {
       const Stretch& stretch = w->stretches[index / N];
       const int32_t head = index % N;
-      const int32_t first = w->Begin(stretch.row);
-      const int64_t at = first_only ? stretch.row : first + stretch.begin;
+      const int64_t first = w->Begin(stretch.row), at = first + stretch.begin;
+      const auto of_head = [&](int64_t row, int32_t part) -> const void* {
+        return reinterpret_cast<const char*>(qkv.row(row)) + (part * H + head * D) * element;
+      };
       AttentionTask task;
-      task.query = query.row(at) + head * D;
-      task.query_stride = query.stride;
-      task.key = qkv.row(first) + H + head * D;
-      task.value = qkv.row(first) + 2 * H + head * D;
-      task.key_stride = qkv.stride;
+      task.query = of_head(at, 0);
+      task.key = of_head(first, 1);
+      task.value = of_head(first, 2);
+      task.stride = qkv.stride * static_cast<ptrdiff_t>(sizeof(float) / element);
       task.out = out.row(at) + head * D;
       task.out_stride = out.stride;
       task.queries = stretch.count;

@@ -66,11 +66,10 @@ struct PairsTask {
 
 // softmax(scale q K^T) V for `queries` query rows of one head of one row of text.
 struct AttentionTask {
-  const float* query;    // (queries, D) at query_stride
-  ptrdiff_t query_stride;
-  const float* key;      // (keys, D) at key_stride, likewise value
-  const float* value;
-  ptrdiff_t key_stride;
+  const void* query;     // (queries, D); floats, or bf16 if the kernel takes them so
+  const void* key;       // (keys, D), likewise value
+  const void* value;
+  ptrdiff_t stride;      // of all three, in elements; even
   float* out;            // (queries, D) at out_stride
   ptrdiff_t out_stride;
   int32_t queries;
@@ -133,6 +132,7 @@ struct Kernels {
   int32_t panel_columns;
   int32_t lanes;
   int32_t query_tile;     // queries that attention takes at a time
+  bool attends_bf16;      // it takes queries, keys and values in bf16
   int32_t pair_inputs;    // inputs that gemm_pairs takes at a time
   void (*gemm)(const GemmTask& task);
   size_t (*pair_floats)(int32_t inputs);

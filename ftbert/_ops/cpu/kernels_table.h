@@ -13,7 +13,7 @@ namespace cpu {
 namespace {
 
 constexpr Kernels kKernels = {
-    kRowTile, kPanel, kLanes, kQueryTile, kPairInputs, Gemm, PairFloats, PreparePairs, GemmPairs,
+    kRowTile, kPanel, kLanes, kQueryTile, false, kPairInputs, Gemm, PairFloats, PreparePairs, GemmPairs,
     AttentionScratchFloats, Attention, AttendStatesScratchFloats, AttendStates, Embed, AddNorm, ActivateSpan,
     kPeakChains, Peak,
 };

@@ -70,6 +70,7 @@ struct Tile {
   // Row 0, column 0 of the output (Panel::column counts from here). fp32, stride in floats ...
   float* out = nullptr;
   ptrdiff_t out_stride = 0;
+  bool rounded = false;      // rows of bf16 instead (where attention takes them so; the kernels of AMX)
   int32_t first_column = 0;  // the Panel::column that `out` begins with; 0 unless the kernel splits_inputs()
   // ... or, if the kernel writes_prepared() and this is not null, rows in the form Prepare would give for N inputs.
   void* prepared_out = nullptr;

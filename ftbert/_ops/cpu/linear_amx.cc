@@ -52,7 +52,6 @@ struct Int8Amx {
   using Columns = Int8Columns;
   static constexpr bool kWritesPrepared = false;
   static constexpr bool kInt8 = true;
-  static void StoreLine(uint8_t*, Vec, Vec) {}
 };
 
 struct Bf16Amx {
@@ -60,7 +59,6 @@ struct Bf16Amx {
   using Columns = Bf16Columns;
   static constexpr bool kWritesPrepared = true;
   static constexpr bool kInt8 = false;
-  static void StoreLine(uint8_t* line, Vec first, Vec second) { StoreBf16Line(line, first, second); }
 };
 
 // A block whose sums are done but for the epilogue.
@@ -95,7 +93,14 @@ struct PendingBlock {
                     column / kColumns * kTileBytes;
       for (; sum != end; sum += kColumns, in += kLineBytes, to += kLineBytes) {
         const Vec x = first.Value(*job, in, sum), y = second.Value(*job, in, sum + kLanes);
-        Dot::StoreLine(to, Activate<kEpilogue>(x), Activate<kEpilogue>(y));
+        StoreBf16Line(to, Activate<kEpilogue>(x), Activate<kEpilogue>(y));
+      }
+    } else if (job->rounded) {  // panels are whole: heads that tiles attend with are multiples of 32 columns
+      const ptrdiff_t stride = job->out_stride * sizeof(float);
+      auto* to = reinterpret_cast<uint8_t*>(job->out) + (row + next) * stride + column * sizeof(uint16_t);
+      for (; sum != end; sum += kColumns, in += kLineBytes, to += stride) {
+        const Vec x = first.Value(*job, in, sum), y = second.Value(*job, in, sum + kLanes);
+        StoreBf16Line(to, Activate<kEpilogue>(x), Activate<kEpilogue>(y));
       }
     } else {
       const int left = width < kLanes ? width : kLanes, right = width - left;
@@ -142,7 +147,7 @@ inline void BlockSums(const uint8_t* in, size_t group_bytes, const uint8_t* weig
     FTBERT_AMX_BEGIN(2)
     FTBERT_AMX_BEGIN(3)
   }
-  int32_t rows_per_step = 1;
+  int32_t rows_per_step = kEpilogue == Epilogue::kBias ? kTileRows / 2 : 1;
   while (rows_per_step < kTileRows && rows_per_step * (lines - 1) < kTiles * kTileRows) rows_per_step *= 2;
   for (int32_t line = 0; line < lines; ++line, in += kTileBytes, weights += kStepBytes) {
     if (kManyBlocks) {

@@ -21,6 +21,7 @@ LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_pe
   job.epilogue = tile.epilogue;
   job.out = tile.out;
   job.out_stride = tile.out_stride;
+  job.rounded = tile.rounded;
   job.prepared_out = static_cast<uint8_t*>(tile.prepared_out);
   job.prepared_stride = tile.prepared_stride;
   return job;

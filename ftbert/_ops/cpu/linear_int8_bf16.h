@@ -60,6 +60,7 @@ struct LinearJob {
   Epilogue epilogue = Epilogue::kBias;
   float* out = nullptr;                     // columns count from Panel::column
   ptrdiff_t out_stride = 0;
+  bool rounded = false;                     // AMX: rows of bf16 in the place of rows of floats
   uint8_t* prepared_out = nullptr;          // bf16: instead of `out`
   size_t prepared_stride = 0;
 };

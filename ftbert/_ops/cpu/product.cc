@@ -158,6 +158,7 @@ void Products::Block(const LinearKernel& kernel, const PackedMatrix& weight, int
   tile.epilogue = epilogue;
   tile.out = out.data;
   tile.out_stride = out.stride;
+  tile.rounded = out.rounded;
   kernel.Compute(weight, tile);
 }
 
@@ -193,6 +194,7 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
       tile.epilogue = epilogue;
       tile.out = out.row(some.begin);
       tile.out_stride = out.stride;
+      tile.rounded = out.rounded;
       if (prepared_out != nullptr) {
         tile.prepared_out = static_cast<char*>(prepared_out) + some.begin * prepared_stride;
         tile.prepared_stride = prepared_stride;

@@ -28,6 +28,7 @@ struct Rows {
   ptrdiff_t stride = 0;
   int32_t count = 0;
   int32_t paired = 0;  // so many of the first rows stand in pairs: an even number
+  bool rounded = false;  // (count, columns) bf16 instead, rows as far apart
   float* row(int64_t index) const { return data + index * stride; }
 };
 
@@ -54,7 +55,7 @@ class Products {
   Products(const Kernels* kernels, Team* team, ProductScratch* scratch)
       : kernels_(kernels), team_(team), scratch_(scratch) {}
 
-  // out = activation(in W + bias), panels [panel_begin, panel_end).
+  // out = activation(in W + bias), panels [panel_begin, panel_end); where `out` is rounded, in bf16.
   void Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, Rows in, Rows out);
   // The same where each part of W takes other inputs: part p those that begin at column p * step. W's kernel reads
   // floats.

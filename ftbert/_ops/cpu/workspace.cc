@@ -40,12 +40,16 @@ ptrdiff_t WorkspacePlan::Stride(Slot slot) const {
   switch (slot) {
     case Slot::kQkv:
     case Slot::kContext:
-      return PaddedStride(3 * static_cast<int64_t>(config.hidden_size));
+      return PaddedStride(ContextColumn() + (kernels->attends_bf16 ? 1 : 3) * int64_t{config.hidden_size});
     case Slot::kLogits:
       return PaddedStride(config.num_labels);
     default:
       return PaddedStride(config.hidden_size);
   }
+}
+
+int32_t WorkspacePlan::ContextColumn() const {
+  return kernels->attends_bf16 ? config.hidden_size / 2 * 3 : 0;
 }
 
 ptrdiff_t WorkspacePlan::HeadsStride() const {
@@ -71,8 +75,9 @@ Rows CpuWorkspace::View(Slot slot) const {
   const bool all_tokens = slot == Slot::kStates || slot == Slot::kQkv || slot == Slot::kContext;
   const Slot home = slot == Slot::kContext ? Slot::kQkv : slot;
   Rows rows;
-  rows.data = slots_[Index(home)].as<float>();
+  rows.data = slots_[Index(home)].as<float>() + (slot == Slot::kContext ? plan_->ContextColumn() : 0);
   rows.stride = plan_->Stride(slot);
+  rows.rounded = slot == Slot::kQkv && plan_->kernels->attends_bf16;
   rows.count = all_tokens ? token_rows_ : shape.rows;
   rows.paired = all_tokens ? paired_ : 0;
   return rows;

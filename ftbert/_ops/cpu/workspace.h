@@ -28,6 +28,9 @@ struct WorkspacePlan {
 
   int32_t head_size() const { return config.hidden_size / config.num_heads; }
   ptrdiff_t Stride(Slot slot) const;  // floats
+  // Where a row's context begins in its row of kQkv: over its queries, which are done with then; behind queries, keys
+  // and values in bf16, which have no room for it.
+  int32_t ContextColumn() const;
   ptrdiff_t HeadsStride() const;
   int32_t TokenRows(const Shape& shape) const;  // rows of slots that have one for each token, at most
   int32_t QkvRows(const Shape& shape) const;    // rows of kQkv that have the room of its two uses
