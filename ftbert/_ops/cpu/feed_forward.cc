@@ -6,17 +6,10 @@
 
 namespace ftbert {
 namespace cpu {
-namespace {
-
-// Columns of the intermediate at a time, where the kernel can take its inputs in parts: so many, or all that it takes.
-constexpr int32_t kFeedForwardColumns = 768;
-
-}  // namespace
 
 int32_t ChunkPanels(const LinearKernel& kernel) {
-  const bool reads_floats = kernel.input_row_bytes(1) == 0;
-  if (!kernel.splits_inputs() || !(reads_floats || kernel.writes_prepared() || kernel.prepares_parts())) return 0;
-  return std::max(1, std::max(kFeedForwardColumns, kernel.input_step()) / kernel.panel_columns());
+  if (kernel.chunk_columns() == 0) return 0;
+  return std::max(1, std::max(kernel.chunk_columns(), kernel.input_step()) / kernel.panel_columns());
 }
 
 Layout LayoutFor(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows, bool chunked) {
@@ -26,7 +19,7 @@ Layout LayoutFor(const LinearKernel& kernel, int32_t hidden, int32_t intermediat
   layout.in = WholeGroups(kernel, rows) * PreparedStride(kernel, hidden);
   layout.mid = WholeGroups(kernel, rows) * PreparedStride(kernel, kernel.prepares_parts() ? columns : intermediate);
   if (layout.mid == 0 || !kernel.writes_prepared()) layout.wide = rows * PaddedStride(columns) * sizeof(float);
-  layout.out = rows * PaddedStride(hidden) * sizeof(float);
+  layout.out = WholeGroups(kernel, rows) * PaddedStride(hidden) * sizeof(float);
   return layout;
 }
 
@@ -100,16 +93,15 @@ void Products::FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& 
     const int32_t prepared = kernel.prepares_parts() ? columns : up.outputs;
     first.panel_begin = panel;
     first.panel_end = next;
+    first.first_column = column;  // what is written begins with the chunk
     first.then = FirstPanel(down, 0, column);
     second.then = next < panels ? FirstPanel(up, next) : more ? FirstPanel(up, 0) : Beyond(down);
     if (layout.wide == 0) {
       first.prepared_out = mid;
       first.prepared_stride = PreparedStride(kernel, prepared);
     } else {
-      // Panel::column counts from the first column of all; the chunk's own columns begin at `wide`.
       first.out_stride = PaddedStride(columns);
       first.out = reinterpret_cast<float*>(wide);
-      first.first_column = column;
     }
     kernel.Compute(up, first);
     if (layout.mid > 0) {

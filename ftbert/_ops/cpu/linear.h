@@ -60,18 +60,18 @@ struct Tile {
   int32_t rows = 0;
   int32_t panel_begin = 0;
   int32_t panel_end = 0;
-  // A part of the inputs only if the kernel splits_inputs(); multiples of input_step() except for k_end == K. If it
-  // prepares_parts(), `in` is what Prepare made of these inputs alone. Where k_begin > 0, `out` holds the sum of the
-  // earlier ranges; bias and activation are applied when k_end == K.
+  // A part of the inputs only if the kernel splits them (chunk_columns()); multiples of input_step() except for k_end
+  // == K. If it prepares_parts(), `in` is what Prepare made of these inputs alone. Where k_begin > 0, `out` holds the
+  // sum of the earlier ranges; bias and activation are applied when k_end == K.
   int32_t k_begin = 0;
   int32_t k_end = 0;
   Epilogue epilogue = Epilogue::kBias;
   const void* then = nullptr;  // weights that this thread reads next, if known: a kernel may fetch their beginning
-  // Row 0, column 0 of the output (Panel::column counts from here). fp32, stride in floats ...
+  // Row 0, column first_column of the output. fp32, stride in floats ...
   float* out = nullptr;
   ptrdiff_t out_stride = 0;
   bool rounded = false;      // rows of bf16 instead (where attention takes them so; the kernels of AMX)
-  int32_t first_column = 0;  // the Panel::column that `out` begins with; 0 unless the kernel splits_inputs()
+  int32_t first_column = 0;  // a Panel::column; 0 unless the kernel splits inputs
   // ... or, if the kernel writes_prepared() and this is not null, rows in the form Prepare would give for N inputs.
   void* prepared_out = nullptr;
   size_t prepared_stride = 0;  // bytes
@@ -98,7 +98,8 @@ class LinearKernel {
   // From so many rows for each thread on, threads take whole rows.
   virtual int32_t rows_per_thread() const { return 64; }
 
-  virtual bool splits_inputs() const { return false; }
+  // Columns of the feed-forward's intermediate to make and use at a time; 0: all, the kernel takes no inputs in parts.
+  virtual int32_t chunk_columns() const { return 0; }
   virtual int32_t input_step() const { return 1; }
   virtual bool prepares_parts() const { return false; }
   virtual bool writes_prepared() const { return false; }

@@ -23,6 +23,10 @@
 // taken in parts whose weights stay there for all blocks, while rows are loaded so as not to push them out, and a
 // block's sums wait in memory from part to part.
 //
+// In bf16 a thread takes 256 rows at a time, and the feed-forward's intermediate in chunks of 384 columns, so that it
+// stays in the second-level cache; sums for a chunk's columns wait where the output is to be. (256 texts on 16 threads
+// take 6% less than with 128 rows and all columns, 480 tokens on one 2% less, four texts of 128 as long.)
+//
 // While a panel is computed the next one is fetched into the second-level cache, and a panel is read once. Rows that
 // the last group lacks are computed from whatever lies there, and dropped; where there are two tiles of rows or fewer,
 // tiles have just those.
@@ -82,7 +86,7 @@ struct PendingBlock {
   // `count` rows, of one group. Not inlined: the loop over steps needs the registers.
   __attribute__((noinline)) void Finish(int32_t count) {
     const typename Dot::Columns first(*job, panel * kColumns), second(*job, panel * kColumns + kLanes);
-    const int32_t column = job->panels[panel].column, width = job->panels[panel].width;
+    const int32_t column = job->panels[panel].column - job->first_column, width = job->panels[panel].width;
     const uint8_t* in = PreparedRow<kTileRows>(job->in, job->in_stride, row + next);
     const typename Dot::Element* sum = sums + next * kColumns;
     const typename Dot::Element* const end = sum + count * kColumns;
@@ -117,6 +121,16 @@ struct PendingBlock {
 
 constexpr size_t kStepBytes = 2 * kTileBytes;  // of a panel
 
+// Where sums of a block are, or are to be: rows of kColumns, `stride` bytes apart.
+struct SumRows {
+  void* at = nullptr;
+  size_t stride = 0;
+
+  uint8_t* OfTile(int tile) const {
+    return static_cast<uint8_t*>(at) + tile / 2 * kTileRows * stride + tile % 2 * kLineBytes;
+  }
+};
+
 #define FTBERT_AMX_DOT(c, a, b) \
   do {                          \
     if (Dot::kInt8) {           \
@@ -125,22 +139,19 @@ constexpr size_t kStepBytes = 2 * kTileBytes;  // of a panel
       AMX_DOT_BF16(c, a, b);    \
     }                           \
   } while (false)
-#define FTBERT_AMX_BEGIN(tile)                                      \
-  if (waiting != nullptr) {                                         \
-    AMX_LOAD(tile, FTBERT_AMX_OF_TILE(waiting, tile), kSumStride);  \
-  } else {                                                          \
-    AMX_ZERO(tile);                                                 \
+#define FTBERT_AMX_BEGIN(tile)                            \
+  if (waiting.at != nullptr) {                            \
+    AMX_LOAD(tile, waiting.OfTile(tile), waiting.stride); \
+  } else {                                                \
+    AMX_ZERO(tile);                                       \
   }
-#define FTBERT_AMX_OF_TILE(sums, tile) ((sums) + tile / 2 * kTileRows * kColumns + tile % 2 * kTileRows)
 
-// sums = the sums of kTiles row tiles at `in` by `lines` of one panel, added to those `waiting` from the part of K
-// before (null: none). The block before is finished on the way, and the next panel fetched. kManyBlocks: weights are
+// The sums of kTiles row tiles at `in` by `lines` of one panel, added to those `waiting` from the part of K before (at
+// null: none), to `sums`. The block before is finished on the way, and the next panel fetched. kManyBlocks: weights are
 // read again for the next block, rows are not.
 template <Epilogue kEpilogue, typename Dot, int kTiles, bool kManyBlocks>
-inline void BlockSums(const uint8_t* in, size_t group_bytes, const uint8_t* weights, int32_t lines,
-                      const typename Dot::Element* waiting, typename Dot::Element* sums, FetchAhead* ahead,
-                      PendingBlock<kEpilogue, Dot>* before) {
-  constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
+inline void BlockSums(const uint8_t* in, size_t group_bytes, const uint8_t* weights, int32_t lines, SumRows waiting,
+                      SumRows sums, FetchAhead* ahead, PendingBlock<kEpilogue, Dot>* before) {
   FTBERT_AMX_BEGIN(0)
   FTBERT_AMX_BEGIN(1)
   if (kTiles == 2) {
@@ -173,20 +184,20 @@ inline void BlockSums(const uint8_t* in, size_t group_bytes, const uint8_t* weig
     if (line > 0) before->Advance(rows_per_step);
   }
   before->FinishAll();
-  AMX_STORE(0, FTBERT_AMX_OF_TILE(sums, 0), kSumStride);
-  AMX_STORE(1, FTBERT_AMX_OF_TILE(sums, 1), kSumStride);
+  AMX_STORE(0, sums.OfTile(0), sums.stride);
+  AMX_STORE(1, sums.OfTile(1), sums.stride);
   if (kTiles == 2) {
-    AMX_STORE(2, FTBERT_AMX_OF_TILE(sums, 2), kSumStride);
-    AMX_STORE(3, FTBERT_AMX_OF_TILE(sums, 3), kSumStride);
+    AMX_STORE(2, sums.OfTile(2), sums.stride);
+    AMX_STORE(3, sums.OfTile(3), sums.stride);
   }
 }
-#undef FTBERT_AMX_OF_TILE
 #undef FTBERT_AMX_BEGIN
 #undef FTBERT_AMX_DOT
 
 template <Epilogue kEpilogue, typename Dot>
 void ComputeAs(const LinearJob& job) {
   constexpr int32_t kWaitingSums = kTileRows * kColumns;
+  constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
   alignas(64) typename Dot::Element sums[2 * kWaitingSums], waiting[kMostBlocks * kWaitingSums];
   PendingBlock<kEpilogue, Dot> before;
   before.job = &job;
@@ -211,9 +222,14 @@ void ComputeAs(const LinearJob& job) {
       const bool last_part = part + 1 == parts;
       for (int32_t block = 0; block < blocks; ++block) {
         const uint8_t* const in = job.in + block * group_bytes + begin * kTileBytes;
-        auto* const mine = waiting + block * kWaitingSums;
-        const typename Dot::Element* const so_far = part > 0 ? mine : nullptr;
-        auto* const to = last_part ? sums : mine;
+        const SumRows mine{waiting + block * kWaitingSums, kSumStride};
+        SumRows of_out;  // where sums wait for other inputs
+        if (job.continues || job.unfinished) {
+          of_out.at = job.out + block * kTileRows * job.out_stride + (job.panels[p].column - job.first_column);
+          of_out.stride = job.out_stride * sizeof(float);
+        }
+        const SumRows so_far = part > 0 ? mine : job.continues ? of_out : SumRows();
+        const SumRows to = !last_part ? mine : job.unfinished ? of_out : SumRows{sums, kSumStride};
         if (blocks > 1) {
           BlockSums<kEpilogue, Dot, 1, true>(in, group_bytes, weights, lines, so_far, to, &ahead, &before);
         } else if (tiles == 2) {
@@ -221,7 +237,7 @@ void ComputeAs(const LinearJob& job) {
         } else {
           BlockSums<kEpilogue, Dot, 1, false>(in, group_bytes, weights, lines, so_far, to, &ahead, &before);
         }
-        if (!last_part) continue;
+        if (!last_part || job.unfinished) continue;
         before.panel = p;
         before.row = block * kTileRows;
         before.next = 0;
@@ -260,8 +276,8 @@ void ArrangeTiles(uint8_t* panel, int32_t lines) {
 
 const LinearOps kInt8Amx = {Isa::kAmx, 2 * kTileRows, kColumns, false, 128, PrepareInt8<kTileRows>, Compute<Int8Amx>,
                             false,     nullptr,    ArrangeTiles, nullptr, kTileRows};
-const LinearOps kBf16Amx = {Isa::kAmx, 2 * kTileRows, kColumns, false, 128, PrepareBf16<kTileRows>, Compute<Bf16Amx>,
-                            false,     nullptr,    ArrangeTiles, nullptr, kTileRows};
+const LinearOps kBf16Amx = {Isa::kAmx, 2 * kTileRows, kColumns, false, 256, PrepareBf16<kTileRows>, Compute<Bf16Amx>,
+                            false,     nullptr,    ArrangeTiles, nullptr, kTileRows, 384};
 
 }  // namespace cpu
 }  // namespace ftbert

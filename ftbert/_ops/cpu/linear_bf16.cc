@@ -46,6 +46,9 @@ class Bf16LinearKernel : public FormKernel {
 
   Precision precision() const override { return Precision::kBFloat16; }
   bool writes_prepared() const override { return !ops_.takes_floats; }
+  int32_t chunk_columns() const override { return ops_.chunk_columns; }
+  int32_t input_step() const override { return kLineBytes / 2; }
+  bool prepares_parts() const override { return ops_.chunk_columns > 0; }
   size_t input_row_bytes(int32_t inputs) const override {
     return ops_.takes_floats ? 0 : static_cast<size_t>(Lines(inputs, 2)) * kLineBytes;
   }

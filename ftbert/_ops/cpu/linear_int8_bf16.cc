@@ -11,9 +11,14 @@ LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_pe
   job.in_stride = tile.in_stride;
   job.rows = tile.rows;
   job.inputs = weight.inputs;
-  job.lines = Lines(weight.inputs, bytes_per_input);
-  job.weights = weight.weights.as<uint8_t>() + tile.panel_begin * weight.panel_bytes;
+  job.lines = Lines(tile.k_end - tile.k_begin, bytes_per_input);
+  const size_t line_bytes = static_cast<size_t>(kLineBytes) * panel_columns;  // of a panel
+  job.weights = weight.weights.as<uint8_t>() + tile.panel_begin * weight.panel_bytes +
+                Lines(tile.k_begin, bytes_per_input) * line_bytes;
   job.panel_bytes = weight.panel_bytes;
+  job.continues = tile.k_begin > 0;
+  job.unfinished = tile.k_end < weight.inputs;
+  job.read_bytes = job.continues || job.unfinished ? job.lines * line_bytes : weight.panel_bytes;
   job.panels = weight.panels.data() + tile.panel_begin;
   job.panel_count = tile.panel_end - tile.panel_begin;
   job.bias = weight.bias.as<float>() + static_cast<size_t>(tile.panel_begin) * panel_columns;
@@ -21,6 +26,7 @@ LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_pe
   job.epilogue = tile.epilogue;
   job.out = tile.out;
   job.out_stride = tile.out_stride;
+  job.first_column = tile.first_column;
   job.rounded = tile.rounded;
   job.prepared_out = static_cast<uint8_t*>(tile.prepared_out);
   job.prepared_stride = tile.prepared_stride;

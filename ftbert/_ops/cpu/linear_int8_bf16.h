@@ -50,7 +50,8 @@ struct LinearJob {
   int32_t lines = 0;      // of a row's inputs
   size_t scale_offset = 0;  // of the RowScale from a row's first byte
   const uint8_t* weights = nullptr;
-  size_t panel_bytes = 0;
+  size_t panel_bytes = 0;                   // from one panel's weights to the next's
+  size_t read_bytes = 0;                    // of a panel's: all, or those of the inputs that there are
   const uint8_t* then = nullptr;            // as in Tile
   const Panel* panels = nullptr;
   int32_t panel_count = 0;
@@ -60,7 +61,12 @@ struct LinearJob {
   Epilogue epilogue = Epilogue::kBias;
   float* out = nullptr;                     // columns count from Panel::column
   ptrdiff_t out_stride = 0;
+  int32_t first_column = 0;                 // the Panel::column that `out` or `prepared_out` begins with
   bool rounded = false;                     // AMX: rows of bf16 in the place of rows of floats
+  // If the form splits inputs: `out` holds sums of others, to be added to; sums are to be left there as they are. Whole
+  // groups of rows and whole panels are read and written.
+  bool continues = false;
+  bool unfinished = false;
   uint8_t* prepared_out = nullptr;          // bf16: instead of `out`
   size_t prepared_stride = 0;
 };
@@ -82,6 +88,7 @@ struct LinearOps {
   void (*finish_panel)(uint8_t* panel, int32_t lines) = nullptr;        // fills that tail, or brings tiles in order
   size_t (*row_tail_bytes)(int32_t lines) = nullptr;                    // behind a row's inputs, RowScale first
   int32_t group_rows = 1;                                               // 16: rows and panels are in tile form
+  int32_t chunk_columns = 0;                                            // LinearKernel's; parts are whole lines
 };
 
 // What the kernels of both precisions say of their form.

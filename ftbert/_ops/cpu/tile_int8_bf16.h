@@ -48,8 +48,8 @@ struct FetchAhead {
   FetchAhead(const LinearJob& job, int32_t panel, int32_t steps, int32_t multiple = 1) {
     at = panel + 1 < job.panel_count ? job.weights + (panel + 1) * job.panel_bytes : job.then;
     if (at == nullptr) return;
-    end = at + job.panel_bytes;
-    const auto all = static_cast<int32_t>(job.panel_bytes / kLineBytes), turns = steps * multiple;
+    end = at + job.read_bytes;
+    const auto all = static_cast<int32_t>(job.read_bytes / kLineBytes), turns = steps * multiple;
     lines = (all + turns - 1) / turns * multiple;
   }
 
