@@ -53,7 +53,11 @@ class CpuBackend final : public Backend {
   }
 
   void Follow(PackedLinear* product, const PackedLinear& next) override {
-    static_cast<PackedMatrix*>(product)->following = &static_cast<const PackedMatrix&>(next);
+    auto* last = static_cast<PackedMatrix*>(product);
+    for (PackedMatrix* between : {last->to_states.get(), last->to_values.get()}) {
+      if (between != nullptr) last = (last->following = between, between);
+    }
+    last->following = &static_cast<const PackedMatrix&>(next);
   }
 
   Status PackNorm(const float* gamma, const float* beta, std::unique_ptr<NormParameters>* packed) override {

@@ -97,7 +97,9 @@ void Products::LinearOfParts(const PackedMatrix& weight, int32_t step, Rows in, 
       tile.in_stride = in.stride * sizeof(float);
       tile.rows = rows.size();
       tile.k_end = weight.inputs;
-      if (tile.panel_end < columns.end) tile.then = FirstPanel(weight, tile.panel_end);
+      tile.then = tile.panel_end < columns.end      ? FirstPanel(weight, tile.panel_end)
+                  : TakesAnother(task, cells.count()) ? FirstPanel(weight, cells.panels(task + team_->size()).begin)
+                                                      : Beyond(weight);
       tile.out = out.row(rows.begin);
       tile.out_stride = out.stride;
       kernel.Compute(weight, tile);
