@@ -59,7 +59,7 @@ struct LinearJob {
   const float* column_scale = nullptr;      // int8: s, a weight is s * q
   const float* column_sum = nullptr;        // int8: s * sum of q over the inputs
   Epilogue epilogue = Epilogue::kBias;
-  float* out = nullptr;                     // columns count from Panel::column
+  float* out = nullptr;                     // row 0, column first_column
   ptrdiff_t out_stride = 0;
   int32_t first_column = 0;                 // the Panel::column that `out` or `prepared_out` begins with
   bool rounded = false;                     // AMX: rows of bf16 in the place of rows of floats
