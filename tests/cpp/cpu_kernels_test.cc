@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/linear.h"
 #include "cpu/product.h"
+#include "fp32_parts_checks.h"
 
 namespace {
 
@@ -224,5 +225,11 @@ int main() {
       TestAddNorm(kernels, hidden, 1000.f);  // E[x^2] - mean^2 would have no digits left here
     }
   }
+#if defined(__x86_64__)
+  if (cpu::MachineIsa() >= Isa::kAmx) {
+    CheckWeightParts(ftbert::cpu::kFp32Amx);
+    CheckFp32Parts(ftbert_test::Form{"amx", ftbert::cpu::NewFp32Kernel(ftbert::cpu::kFp32Amx)});
+  }
+#endif
   return ftbert_test::Finish();
 }

@@ -4,7 +4,7 @@
 // A tile is 16 rows of 64 bytes at most. Products, for tiles C (rows x 16 words), A (rows x 64 bytes), B (16 x 64
 // bytes):
 //   AMX_DOT_INT8  C[m][n] += sum over i < 16, j < 4 of u8 A[m][4i + j] * s8 B[i][4n + j]
-//   AMX_DOT_BF16  C[m][n] += sum over i < 16, j < 2 of A[m][2i + j] * B[i][2n + j], fp32
+//   AMX_DOT_BF16  C[m][n] += sum over i < 16, j < 2 of A[m][2i + j] * B[i][2n + j], fp32; below 2^-126 is zero
 #ifndef FTBERT_CPU_AMX_TILES_H_
 #define FTBERT_CPU_AMX_TILES_H_
 
@@ -83,20 +83,23 @@ inline void EmulateDotInt8(int c, int a, int b) {
 inline float EmulatedBf16(const uint8_t* bytes) {
   uint16_t half;
   std::memcpy(&half, bytes, 2);
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  const uint32_t bits = (half & 0x7f80) != 0 ? static_cast<uint32_t>(half) << 16 : 0;  // below 2^-126: zero
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
+// In the order of the instruction: a chain of fused multiply-adds for either input of a pair, then both are added.
 inline void EmulateDotBf16(int c, int a, int b) {
   EmulatedTiles& e = Emulated();
   for (int m = 0; m < e.shapes.rows[c]; ++m) {
     for (int n = 0; n < 16; ++n) {
-      float sum;
+      float sum, of[2] = {};
       std::memcpy(&sum, &e.tile[c][m][4 * n], 4);
       for (int i = 0; i < 32; ++i) {
-        sum += EmulatedBf16(&e.tile[a][m][2 * i]) * EmulatedBf16(&e.tile[b][i / 2][4 * n + 2 * (i % 2)]);
+        of[i % 2] = __builtin_fmaf(EmulatedBf16(&e.tile[a][m][2 * i]),
+                                   EmulatedBf16(&e.tile[b][i / 2][4 * n + 2 * (i % 2)]), of[i % 2]);
       }
+      sum += of[0] + of[1];
       std::memcpy(&e.tile[c][m][4 * n], &sum, 4);
     }
   }

@@ -341,7 +341,7 @@ Status NewCpuBackend(const Config& config, const Options& options, std::unique_p
   const cpu::LinearKernel* linear = nullptr;
   switch (options.precision) {
     case Precision::kFloat32:
-      linear = cpu::Fp32Kernel(level);
+      linear = cpu::Fp32EncoderKernel(level);
       break;
     case Precision::kBFloat16:
       linear = cpu::Bf16Kernel(level);

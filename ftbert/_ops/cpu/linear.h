@@ -6,8 +6,8 @@
 //
 // Contract on results: element (m, n) depends on input row m and on the weights alone, bit for bit: never on how many
 // rows the tile has, where the tile begins, or how the inputs are split into k ranges. (fp32: one accumulator per
-// element, k ascending, whatever the register tile. int8: integer sums are exact.) A kernel for pairs of rows: on both
-// rows of the pair.
+// element, k ascending, whatever the register tile; by AMX, 32 inputs at a time. int8: integer sums are exact.) A
+// kernel for pairs of rows: on both rows of the pair.
 //
 // Weights are kept in panels of `panel_columns` columns. Each part (q, k, v) begins a panel, so the last panel of a
 // part may be narrower than the rest; its missing columns are packed as zeros and never written to `out`.
@@ -166,6 +166,9 @@ const Kernels* KernelsFor(Isa level, Precision precision, int32_t head_size);
 // factory returns the best form for it. One definition per precision, in linear_fp32.cc, linear_bf16.cc,
 // linear_int8.cc.
 const LinearKernel* Fp32Kernel(Isa level);
+// The same for the encoder's products: by AMX where there is AMX. (A single row, as of pooler and classifier, is better
+// off without.)
+const LinearKernel* Fp32EncoderKernel(Isa level);
 const LinearKernel* Bf16Kernel(Isa level);
 const LinearKernel* Int8Kernel(Isa level);
 

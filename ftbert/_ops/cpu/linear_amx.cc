@@ -41,6 +41,8 @@
 #include "cpu/tile_bf16.h"
 #include "cpu/tile_int8_avx512.h"
 
+#include "cpu/amx_rows.h"
+
 namespace ftbert {
 namespace cpu {
 namespace {
@@ -48,82 +50,25 @@ namespace {
 constexpr int32_t kPartLines = 12;     // of K in a part, about: 24 KB of a panel
 constexpr int32_t kFetchedAtOnce = 4;  // lines
 constexpr int32_t kMostBlocks = 32;    // whose sums may wait: 64 KB
-constexpr size_t kTileBytes = size_t{kTileRows} * kLineBytes;
-static_assert(kColumns == 2 * kTileRows, "a panel is two tiles wide");
 
 struct Int8Amx {
   using Element = int32_t;
   using Columns = Int8Columns;
   static constexpr bool kInt8 = true;
+  static constexpr int kPreparedTiles = 1;
+
+  template <Epilogue kEpilogue>
+  static Vec Activated(Vec x) { return Activate<kEpilogue>(x); }
+  static void StoreLine(uint8_t* to, Vec x, Vec y) { StoreBf16Line(to, x, y); }
 };
 
-struct Bf16Amx {
+struct Bf16Amx : Int8Amx {
   using Element = float;
   using Columns = Bf16Columns;
   static constexpr bool kInt8 = false;
 };
 
-// A block whose sums are done but for the epilogue.
-template <Epilogue kEpilogue, typename Dot>
-struct PendingBlock {
-  const LinearJob* job = nullptr;
-  const typename Dot::Element* sums = nullptr;
-  int32_t panel = 0;
-  int32_t row = 0;
-  int32_t next = 0;  // rows of the block before it are finished
-  int32_t rows = 0;
-
-  // Finishes up to `count` more rows, a part of 16.
-  void Advance(int32_t count) {
-    if (next < rows) Finish(count < rows - next ? count : rows - next);
-  }
-  void FinishAll() {
-    while (next < rows) Advance(kTileRows - next % kTileRows);
-  }
-
-  // `count` rows, of one group. Not inlined: the loop over steps needs the registers.
-  __attribute__((noinline)) void Finish(int32_t count) {
-    const typename Dot::Columns first(*job, panel * kColumns), second(*job, panel * kColumns + kLanes);
-    const int32_t column = job->panels[panel].column - job->first_column, width = job->panels[panel].width;
-    const uint8_t* in = PreparedRow<kTileRows>(job->in, job->in_stride, row + next);
-    const typename Dot::Element* sum = sums + next * kColumns;
-    const typename Dot::Element* const end = sum + count * kColumns;
-    if (job->prepared_out != nullptr || job->rounded) {
-      // A panel is a line of the row, and panels are whole: the padding of a prepared row is made of columns without
-      // weights, which are zero; heads that tiles attend with are multiples of 32 columns.
-      const bool prepared = job->prepared_out != nullptr;
-      const ptrdiff_t stride = prepared ? kLineBytes : job->out_stride * static_cast<ptrdiff_t>(sizeof(float));
-      uint8_t* to = prepared ? PreparedRow<kTileRows>(job->prepared_out, job->prepared_stride, row + next) +
-                                   column / kColumns * kTileBytes
-                             : reinterpret_cast<uint8_t*>(job->out) + (row + next) * stride + column * sizeof(uint16_t);
-      for (; sum != end; sum += kColumns, in += kLineBytes, to += stride) {
-        const Vec x = first.Value(*job, in, sum), y = second.Value(*job, in, sum + kLanes);
-        StoreBf16Line(to, Activate<kEpilogue>(x), Activate<kEpilogue>(y));
-      }
-    } else {
-      const int left = width < kLanes ? width : kLanes, right = width - left;
-      float* to = job->out + (row + next) * job->out_stride + column;
-      for (; sum != end; sum += kColumns, in += kLineBytes, to += job->out_stride) {
-        const Vec x = first.Value(*job, in, sum), y = second.Value(*job, in, sum + kLanes);
-        StorePartial(to, Activate<kEpilogue>(x), left);
-        if (right > 0) StorePartial(to + kLanes, Activate<kEpilogue>(y), right);
-      }
-    }
-    next += count;
-  }
-};
-
 constexpr size_t kStepBytes = 2 * kTileBytes;  // of a panel
-
-// Where sums of a block are, or are to be: rows of kColumns, `stride` bytes apart.
-struct SumRows {
-  void* at = nullptr;
-  size_t stride = 0;
-
-  uint8_t* OfTile(int tile) const {
-    return static_cast<uint8_t*>(at) + tile / 2 * kTileRows * stride + tile % 2 * kLineBytes;
-  }
-};
 
 #define FTBERT_AMX_DOT(c, a, b) \
   do {                          \
@@ -145,7 +90,7 @@ struct SumRows {
 // read again for the next block, rows are not.
 template <Epilogue kEpilogue, typename Dot, int kTiles, bool kManyBlocks>
 inline void BlockSums(const uint8_t* in, size_t group_bytes, const uint8_t* weights, int32_t lines, SumRows waiting,
-                      SumRows sums, FetchAhead* ahead, PendingBlock<kEpilogue, Dot>* before) {
+                      SumRows sums, FetchAhead* ahead, PendingRows<kEpilogue, Dot>* before) {
   FTBERT_AMX_BEGIN(0)
   FTBERT_AMX_BEGIN(1)
   if (kTiles == 2) {
@@ -193,7 +138,7 @@ void ComputeAs(const LinearJob& job) {
   constexpr int32_t kWaitingSums = kTileRows * kColumns;
   constexpr size_t kSumStride = kColumns * sizeof(typename Dot::Element);
   alignas(64) typename Dot::Element sums[2 * kWaitingSums], waiting[kMostBlocks * kWaitingSums];
-  PendingBlock<kEpilogue, Dot> before;
+  PendingRows<kEpilogue, Dot> before;
   before.job = &job;
   before.sums = sums;
   TileShapes shapes;

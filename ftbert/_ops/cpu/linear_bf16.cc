@@ -81,7 +81,7 @@ class Bf16LinearKernel : public FormKernel {
   }
 
   void Compute(const PackedMatrix& weight, const Tile& tile) const override {
-    ops_.compute(MakeJob(weight, tile, 2, ops_.panel_columns));
+    ops_.compute(MakeJob(weight, tile, 2, 2, ops_.panel_columns));
   }
 };
 

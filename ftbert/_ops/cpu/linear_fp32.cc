@@ -6,11 +6,16 @@
 #include "cpu/attention_amx.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
+#include "cpu/linear_int8_bf16.h"
 #include "cpu/thread_pool.h"
 
 namespace ftbert {
 namespace cpu {
 namespace {
+
+Status OutOfMemory(size_t bytes) {
+  return Status(Code::kOutOfMemory, "Out of memory: a weight matrix needs " + std::to_string(bytes) + " bytes.");
+}
 
 class Fp32Linear : public LinearKernel {
  public:
@@ -35,9 +40,7 @@ class Fp32Linear : public LinearKernel {
     const size_t panel_floats = static_cast<size_t>(packed->inputs) * width;
     packed->panel_bytes = panel_floats * sizeof(float);
     const size_t bytes = packed->panels.size() * packed->panel_bytes;
-    if (!packed->weights.Allocate(bytes)) {
-      return Status(Code::kOutOfMemory, "Out of memory: a weight matrix needs " + std::to_string(bytes) + " bytes.");
-    }
+    if (!packed->weights.Allocate(bytes)) return OutOfMemory(bytes);
     PackPanels(*packed, parts, [&](int32_t panel, const SourceMatrix& part, int32_t column) {
       const int32_t count = packed->panels[panel].width;
       float* out = packed->weights.as<float>() + panel * panel_floats;
@@ -122,7 +125,60 @@ class Fp32Pairs final : public Fp32Linear {
   }
 };
 
+// Floats as three bf16 parts, for AMX.
+class Fp32Parts final : public FormKernel {
+ public:
+  using FormKernel::FormKernel;
+
+  Precision precision() const override { return Precision::kFloat32; }
+  bool writes_prepared() const override { return true; }
+  int32_t chunk_columns() const override { return ops_.chunk_columns; }
+  int32_t input_step() const override { return kInputs; }
+  bool prepares_parts() const override { return true; }
+  size_t input_row_bytes(int32_t inputs) const override {
+    return static_cast<size_t>(Lines(inputs, sizeof(uint16_t))) * 3 * kLineBytes;
+  }
+  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
+               size_t stride) const override {
+    ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);
+  }
+
+  Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const override {
+    const Status status = MakePanels(*this, parts, packed);
+    if (!status.ok()) return status;
+    const int32_t columns = ops_.panel_columns;
+    packed->panel_bytes = static_cast<size_t>(Lines(packed->inputs, sizeof(uint16_t))) * kInputs * columns * 4;
+    const size_t bytes = packed->panels.size() * packed->panel_bytes;
+    if (!packed->weights.Allocate(bytes)) return OutOfMemory(bytes);
+    std::memset(packed->weights.data(), 0, bytes);
+    PackPanels(*packed, parts, [&](int32_t panel, const SourceMatrix& part, int32_t first) {
+      const int32_t width = packed->panels[panel].width;
+      float* const to = packed->weights.as<float>() + panel * (packed->panel_bytes / sizeof(float));
+      std::vector<float> row(columns);
+      for (int32_t k = 0; k < part.rows; ++k) {
+        ReadRow(part, k, first, width, row.data());
+        float* const line = to + k / kInputs * kInputs * columns;
+        for (int32_t c = 0; c < width; c += kTileColumns) {
+          std::copy_n(&row[c], std::min(kTileColumns, width - c), line + (c * kInputs + k % kInputs * kTileColumns));
+        }
+      }
+      ops_.finish_panel(reinterpret_cast<uint8_t*>(to), Lines(part.rows, sizeof(uint16_t)));
+    });
+    return Status();
+  }
+
+  void Compute(const PackedMatrix& weight, const Tile& tile) const override {
+    ops_.compute(MakeJob(weight, tile, sizeof(uint16_t), sizeof(float), ops_.panel_columns));
+  }
+
+ private:
+  static constexpr int32_t kInputs = kLineBytes / 2;  // of a line
+  static constexpr int32_t kTileColumns = 16;
+};
+
 }  // namespace
+
+std::unique_ptr<LinearKernel> NewFp32Kernel(const LinearOps& ops) { return std::make_unique<Fp32Parts>(ops); }
 
 const Kernels* KernelsFor(Isa level) {
 #ifdef FTBERT_WITH_AVX512
@@ -165,6 +221,14 @@ const LinearKernel* Fp32Kernel(Isa level) {
   static const Fp32Linear portable(Isa::kPortable, KernelsPortable(), &portable_pairs);
   (void)level;
   return &portable;
+}
+
+const LinearKernel* Fp32EncoderKernel(Isa level) {
+#ifdef FTBERT_WITH_AMX
+  static const Fp32Parts amx(kFp32Amx);
+  if (level >= Isa::kAmx) return &amx;
+#endif
+  return Fp32Kernel(level);
 }
 
 }  // namespace cpu

@@ -218,7 +218,7 @@ class Int8LinearKernel : public FormKernel {
   }
 
   void Compute(const PackedMatrix& weight, const Tile& tile) const override {
-    LinearJob job = MakeJob(weight, tile, 1, ops_.panel_columns);
+    LinearJob job = MakeJob(weight, tile, 1, 1, ops_.panel_columns);
     job.scale_offset = static_cast<size_t>(job.lines) * kLineBytes * ops_.group_rows;
     const size_t padded_columns = weight.panels.size() * ops_.panel_columns;
     const size_t first = static_cast<size_t>(tile.panel_begin) * ops_.panel_columns;

@@ -5,14 +5,15 @@
 namespace ftbert {
 namespace cpu {
 
-LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_per_input, int32_t panel_columns) {
+LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_per_input, int32_t bytes_per_weight,
+                  int32_t panel_columns) {
   LinearJob job;
   job.in = static_cast<const uint8_t*>(tile.in);
   job.in_stride = tile.in_stride;
   job.rows = tile.rows;
   job.inputs = weight.inputs;
   job.lines = Lines(tile.k_end - tile.k_begin, bytes_per_input);
-  const size_t line_bytes = static_cast<size_t>(kLineBytes) * panel_columns;  // of a panel
+  const size_t line_bytes = static_cast<size_t>(kLineBytes / bytes_per_input) * panel_columns * bytes_per_weight;
   job.weights = weight.weights.as<uint8_t>() + tile.panel_begin * weight.panel_bytes +
                 Lines(tile.k_begin, bytes_per_input) * line_bytes;
   job.panel_bytes = weight.panel_bytes;

@@ -56,7 +56,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   ftbert_cpu_level(AVX512 cpu/kernels_avx512.cc cpu/linear_bf16_avx512.cc)
   ftbert_cpu_level(AVX512_VNNI cpu/linear_int8_avx512vnni.cc)
   ftbert_cpu_level(AVX512_BF16 cpu/linear_bf16_avx512bf16.cc)
-  ftbert_cpu_level(AMX cpu/attention_amx.cc cpu/linear_amx.cc)
+  ftbert_cpu_level(AMX cpu/attention_amx.cc cpu/linear_amx.cc cpu/linear_fp32_amx.cc)
 endif()
 
 set_source_files_properties(cpu/kernels_portable.cc PROPERTIES COMPILE_OPTIONS "${FTBERT_KERNEL_FLAGS}")
