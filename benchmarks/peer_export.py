@@ -33,9 +33,7 @@ def export(model):
         quantize_openvino(plain, os.path.join(folder, "openvino_int8.xml"))
     target = os.path.join(model, "ctranslate2")
     if not os.path.exists(os.path.join(target, "model.bin")):
-        from ctranslate2.converters import TransformersConverter
-
-        TransformersConverter(model, load_as_float16=False).convert(target, force=True)
+        convert_ctranslate2(model, target)
 
 
 def export_onnx(model, path):
@@ -85,6 +83,15 @@ def optimize(model, plain, path):
     print("fused operators:", fused.get_fused_operator_statistics())
     fused.save_model_to_file(path + ".tmp")
     os.replace(path + ".tmp", path)
+
+
+def convert_ctranslate2(model, target):
+    try:
+        from ctranslate2.converters import TransformersConverter
+    except ImportError as error:
+        print("CTranslate2 left out:", error)
+        return
+    TransformersConverter(model, load_as_float16=False).convert(target, force=True)
 
 
 def quantize_openvino(plain, path):

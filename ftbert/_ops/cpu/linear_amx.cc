@@ -154,7 +154,7 @@ void ComputeAs(const LinearJob& job) {
   const int32_t parts = blocks > 1 && blocks <= kMostBlocks ? (job.lines + kPartLines - 1) / kPartLines : 1;
   const size_t group_bytes = kTileRows * job.in_stride;
   for (int32_t p = 0; p < job.panel_count; ++p) {
-    FetchAhead ahead(job, p, blocks * job.lines, kFetchedAtOnce);
+    FetchAhead ahead(job, p, blocks * job.lines);
     for (int32_t part = 0; part < parts; ++part) {
       const int32_t begin = job.lines * part / parts, lines = job.lines * (part + 1) / parts - begin;
       const uint8_t* const weights = job.weights + p * job.panel_bytes + begin * kStepBytes;

@@ -37,27 +37,32 @@ inline const uint8_t* PreparedRow(const uint8_t* prepared, size_t stride, int32_
   return prepared + (row - row % kGroupRows) * stride + row % kGroupRows * kLineBytes;
 }
 
-// The panel after this one, which is fetched into the second-level cache while this one is computed: so many lines with
+// The panel after this one, which is fetched into the second-level cache while this one is computed: some lines with
 // each step of a tile. What comes from memory is one stream, but a processor does not foresee much of it.
 struct FetchAhead {
   const uint8_t* at = nullptr;
   const uint8_t* end = nullptr;
-  int32_t lines = 0;  // a multiple of Advance's
+  int32_t lines = 0;                     // of a step, rounded up
+  int32_t sixteenths = 0, fetchable = 0;  // of a line: what a step adds to what may be fetched, and that
 
   // For `steps` steps in all.
-  FetchAhead(const LinearJob& job, int32_t panel, int32_t steps, int32_t multiple = 1) {
+  FetchAhead(const LinearJob& job, int32_t panel, int32_t steps) {
     at = panel + 1 < job.panel_count ? job.weights + (panel + 1) * job.panel_bytes : job.then;
     if (at == nullptr) return;
     end = at + job.read_bytes;
-    const auto all = static_cast<int32_t>(job.read_bytes / kLineBytes), turns = steps * multiple;
-    lines = (all + turns - 1) / turns * multiple;
+    const auto all = static_cast<int32_t>(job.read_bytes / kLineBytes);
+    lines = (all + steps - 1) / steps;
+    sixteenths = (16 * all + steps - 1) / steps;
   }
 
+  // A step's share, kMultiple lines at a time. Evenly: a core has some 16 buffers for lines on their way to it, and a
+  // burst of lines from memory would keep them from what comes out of the second level.
   template <int kMultiple = 1>
   inline __attribute__((always_inline)) void Advance() {
-    for (int32_t i = 0; i < lines && at < end; i += kMultiple, at += kMultiple * kLineBytes) {
+    constexpr int32_t kNeeded = 16 * kMultiple;
+    for (fetchable += sixteenths; fetchable >= kNeeded && at < end; fetchable -= kNeeded) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kMultiple; ++j) PrefetchSecondLevel(at + j * kLineBytes);
+      for (int i = 0; i < kMultiple; ++i, at += kLineBytes) PrefetchSecondLevel(at);
     }
   }
 };
