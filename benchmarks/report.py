@@ -39,6 +39,7 @@ README_SHOWS = (
     "peers_cpu_zen5_2_threads",
     "peers_cpu_zen5_avx2",
     "peers_cpu_emerald_rapids_2_threads",
+    "peers_cpu_sapphire_rapids_fp32_16_threads",
     "peers_gpu_nvidia_h100_80gb_hbm3",
     "peers_gpu_nvidia_h200_uniform",
 )
