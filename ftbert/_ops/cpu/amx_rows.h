@@ -10,7 +10,6 @@ namespace ftbert {
 namespace cpu {
 namespace {
 
-constexpr size_t kTileBytes = size_t{kTileRows} * kLineBytes;
 static_assert(kColumns == 2 * kTileRows, "a panel is two tiles wide");
 
 // Where sums of a block of rows are, or are to be: rows of kColumns, `stride` bytes apart.

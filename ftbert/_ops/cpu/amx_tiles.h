@@ -19,6 +19,7 @@ namespace cpu {
 namespace {
 
 constexpr int kTileRows = 16;
+constexpr size_t kTileBytes = size_t{kTileRows} * 64;
 
 // The operand of ldtilecfg: palette 1, rows of each tile, 64 bytes in every row.
 struct alignas(64) TileShapes {

@@ -26,7 +26,6 @@ namespace {
 constexpr int kStepKeys = 32;    // of a tile's line in bf16
 constexpr int kKeyBlock = 128;   // whose scores, weights, keys and values the first-level cache holds
 constexpr int kMostHeadSize = 128;
-constexpr size_t kTile = size_t{kTileRows} * kLineBytes;
 constexpr size_t kScoreStride = kKeyBlock * sizeof(float);
 constexpr size_t kSumStride = kMostHeadSize * sizeof(float);
 
@@ -53,7 +52,7 @@ inline const uint8_t* RowAt(const AttentionTask& task, const void* rows, ptrdiff
 inline void CopyRows(const AttentionTask& task, const uint8_t* in, int count, int lines, uint8_t* tiles) {
   for (int r = 0; r < kTileRows; ++r) {
     for (int line = 0; line < lines; ++line) {
-      uint8_t* const to = tiles + line * kTile + r * kLineBytes;
+      uint8_t* const to = tiles + line * kTileBytes + r * kLineBytes;
       if (r < count) {
         std::memcpy(to, RowAt(task, in, r) + line * kLineBytes, kLineBytes);
       } else {
@@ -65,16 +64,16 @@ inline void CopyRows(const AttentionTask& task, const uint8_t* in, int count, in
 
 // keys[16 keys][line of 32]: a tile holds the pair d, d + 1 of all its keys in line d / 2.
 void PackKeys(const AttentionTask& task, uint8_t* keys) {
-  alignas(64) uint8_t rows[kMostHeadSize / 32 * kTile];
+  alignas(64) uint8_t rows[kMostHeadSize / 32 * kTileBytes];
   const int lines = task.head_size / 32, count = Steps(task.keys) * kStepKeys;
   for (int first = 0; first < count; first += kTileRows) {
     const uint8_t* in = RowAt(task, task.key, first);
     size_t stride = task.stride * 2, next = kLineBytes;
     if (task.keys - first < kTileRows) {
       CopyRows(task, in, task.keys - first, lines, rows);
-      in = rows, stride = kLineBytes, next = kTile;
+      in = rows, stride = kLineBytes, next = kTileBytes;
     }
-    for (int line = 0; line < lines; ++line, keys += kTile, in += next) {
+    for (int line = 0; line < lines; ++line, keys += kTileBytes, in += next) {
       Transpose(reinterpret_cast<const float*>(in), stride / sizeof(float), reinterpret_cast<float*>(keys), kLanes);
     }
   }
@@ -82,23 +81,22 @@ void PackKeys(const AttentionTask& task, uint8_t* keys) {
 
 // values[32 keys][16 of D]: line i of a tile holds keys 2 i and 2 i + 1, side by side.
 void PackValues(const AttentionTask& task, uint8_t* values) {
-  alignas(64) uint16_t first[2 * kLanes], second[2 * kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    first[2 * i] = i, first[2 * i + 1] = 2 * kLanes + i;
-    second[2 * i] = kLanes + i, second[2 * i + 1] = 3 * kLanes + i;
-  }
-  const __m512i low = _mm512_load_si512(first), high = _mm512_load_si512(second);
+  alignas(64) static const uint16_t kFirst[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                  8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  alignas(64) static const uint16_t kSecond[32] = {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+                                                   24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  const __m512i low = _mm512_load_si512(kFirst), high = _mm512_load_si512(kSecond);
   const int tiles = task.head_size / kLanes, count = Steps(task.keys) * kStepKeys;
   for (int key = 0; key < count; key += 2) {
     const uint8_t* const even_row = RowAt(task, task.value, key);
     const uint8_t* const odd_row = RowAt(task, task.value, key + 1);
-    uint8_t* to = values + key / kStepKeys * tiles * kTile + key % kStepKeys / 2 * kLineBytes;
-    for (int tile = 0; tile < tiles; tile += 2, to += 2 * kTile) {
+    uint8_t* to = values + key / kStepKeys * tiles * kTileBytes + key % kStepKeys / 2 * kLineBytes;
+    for (int tile = 0; tile < tiles; tile += 2, to += 2 * kTileBytes) {
       const size_t at = tile / 2 * kLineBytes;
       const __m512i even = key < task.keys ? _mm512_loadu_si512(even_row + at) : _mm512_setzero_si512();
       const __m512i odd = key + 1 < task.keys ? _mm512_loadu_si512(odd_row + at) : _mm512_setzero_si512();
       _mm512_store_si512(to, _mm512_permutex2var_epi16(even, low, odd));
-      _mm512_store_si512(to + kTile, _mm512_permutex2var_epi16(even, high, odd));
+      _mm512_store_si512(to + kTileBytes, _mm512_permutex2var_epi16(even, high, odd));
     }
   }
 }
@@ -156,7 +154,7 @@ inline float WeighBlock(const float* scores, int keys, float factor, bool first,
     sum = Add(sum, weight);
     return weight;
   };
-  for (int i = 0; i < keys; i += kStepKeys, weights += kTile) {
+  for (int i = 0; i < keys; i += kStepKeys, weights += kTileBytes) {
     const Vec even = weigh(i), odd = weigh(i + kLanes);
     StoreBf16Line(weights, even, odd);
   }
@@ -174,7 +172,7 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
   size_t stride = task.stride * 2, next = kLineBytes;
   if (rows < kTileRows) {  // what comes behind them may not be there
     CopyRows(task, queries, rows, lines, scratch + places.queries);
-    queries = scratch + places.queries, stride = kLineBytes, next = kTile;
+    queries = scratch + places.queries, stride = kLineBytes, next = kTileBytes;
   }
   float maximum[kTileRows], total[kTileRows];
   for (int block = 0; block < task.keys; block += kKeyBlock) {
@@ -183,7 +181,8 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
     for (int step = 0; step < steps; ++step) {
       AMX_ZERO(0);
       AMX_ZERO(1);
-      Multiply(queries, stride, next, block_keys + step * 2 * lines * kTile, lines * kTile, kTile, lines);
+      const uint8_t* const of_step = block_keys + step * 2 * lines * kTileBytes;
+      Multiply(queries, stride, next, of_step, lines * kTileBytes, kTileBytes, lines);
       StoreSums(reinterpret_cast<uint8_t*>(scores + step * kStepKeys), kScoreStride);
     }
     for (int m = 0; m < rows; ++m) {
@@ -210,7 +209,8 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
         AMX_LOAD(0, at, kSumStride);
         AMX_LOAD(1, at + kLineBytes, kSumStride);
       }
-      Multiply(weights, kLineBytes, kTile, block_values + d * kTile, kTile, depth / kLanes * kTile, steps);
+      Multiply(weights, kLineBytes, kTileBytes, block_values + d * kTileBytes, kTileBytes,
+               depth / kLanes * kTileBytes, steps);
       StoreSums(at, kSumStride);
     }
   }

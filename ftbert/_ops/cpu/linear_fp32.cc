@@ -1,4 +1,5 @@
-// The fp32 LinearKernels, of rows and of pairs of rows: the same classes over each instruction set's function table.
+// The fp32 LinearKernels: of rows and of pairs of rows, the same classes over each instruction set's function table;
+// and of floats in parts.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -126,7 +127,7 @@ class Fp32Pairs final : public Fp32Linear {
 };
 
 // Floats as three bf16 parts, for AMX.
-class Fp32Parts final : public FormKernel {
+class Fp32PartsKernel final : public FormKernel {
  public:
   using FormKernel::FormKernel;
 
@@ -178,7 +179,7 @@ class Fp32Parts final : public FormKernel {
 
 }  // namespace
 
-std::unique_ptr<LinearKernel> NewFp32Kernel(const LinearOps& ops) { return std::make_unique<Fp32Parts>(ops); }
+std::unique_ptr<LinearKernel> NewFp32Kernel(const LinearOps& ops) { return std::make_unique<Fp32PartsKernel>(ops); }
 
 const Kernels* KernelsFor(Isa level) {
 #ifdef FTBERT_WITH_AVX512
@@ -225,7 +226,7 @@ const LinearKernel* Fp32Kernel(Isa level) {
 
 const LinearKernel* Fp32EncoderKernel(Isa level) {
 #ifdef FTBERT_WITH_AMX
-  static const Fp32Parts amx(kFp32Amx);
+  static const Fp32PartsKernel amx(kFp32Amx);
   if (level >= Isa::kAmx) return &amx;
 #endif
   return Fp32Kernel(level);
