@@ -136,6 +136,34 @@ inline std::vector<float> Multiply(const LinearKernel& kernel, const PackedMatri
   return result;
 }
 
+// The rows that a product with GELU writes for the next one, which are what Prepare makes of its fp32 result `floats`,
+// padding included.
+inline std::vector<uint8_t> CheckedPreparedOutput(const LinearKernel& kernel, const Problem& p,
+                                                  const PackedMatrix& packed, const std::vector<float>& floats) {
+  const size_t bytes = kernel.input_row_bytes(p.outputs);
+  const PreparedRows expected(kernel, floats.data(), p.outputs, p.rows, p.outputs, 0);
+  const PreparedRows in(kernel, p.x.data(), p.inputs, p.rows, p.inputs, 0);
+  std::vector<uint8_t> got(PreparedBytes(kernel, p.rows, bytes), 0xff);
+  ftbert::cpu::Tile tile;
+  tile.in = in.data;
+  tile.in_stride = in.stride;
+  tile.rows = p.rows;
+  tile.panel_end = static_cast<int32_t>(packed.panels.size());
+  tile.k_end = p.inputs;
+  tile.epilogue = Epilogue::kBiasGeluTanh;
+  tile.prepared_out = got.data();
+  tile.prepared_stride = bytes;
+  kernel.Compute(packed, tile);
+  const int32_t lines = static_cast<int32_t>(bytes / 64);
+  bool same = true;
+  for (int32_t r = 0; r < p.rows; ++r) {
+    same = same && RowLines(kernel, got.data(), bytes, r, lines) ==
+                       RowLines(kernel, expected.data, expected.stride, r, lines);
+  }
+  CHECK(same);
+  return got;
+}
+
 inline bool SameBits(const float* a, const float* b, size_t count) {
   return std::memcmp(a, b, count * sizeof(float)) == 0;
 }

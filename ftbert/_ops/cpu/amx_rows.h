@@ -22,6 +22,13 @@ struct SumRows {
   }
 };
 
+// Where sums of a block of 16 rows by a panel wait for other inputs: where the output is to be.
+inline SumRows AtOutput(const LinearJob& job, int32_t panel, int32_t block) {
+  if (!job.continues && !job.unfinished) return SumRows();
+  const int32_t column = job.panels[panel].column - job.first_column;
+  return SumRows{job.out + block * kTileRows * job.out_stride + column, job.out_stride * sizeof(float)};
+}
+
 // Rows of a panel whose sums are done but for the epilogue. A Form supplies
 //   Element                  of the sums
 //   Columns                  as a Dot's of tile_int8_bf16.h

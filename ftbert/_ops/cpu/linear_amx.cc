@@ -162,11 +162,7 @@ void ComputeAs(const LinearJob& job) {
       for (int32_t block = 0; block < blocks; ++block) {
         const uint8_t* const in = job.in + block * group_bytes + begin * kTileBytes;
         const SumRows mine{waiting + block * kWaitingSums, kSumStride};
-        SumRows of_out;  // where sums wait for other inputs
-        if (job.continues || job.unfinished) {
-          of_out.at = job.out + block * kTileRows * job.out_stride + (job.panels[p].column - job.first_column);
-          of_out.stride = job.out_stride * sizeof(float);
-        }
+        const SumRows of_out = AtOutput(job, p, block);
         const SumRows so_far = part > 0 ? mine : job.continues ? of_out : SumRows();
         const SumRows to = !last_part ? mine : job.unfinished ? of_out : SumRows{sums, kSumStride};
         if (blocks > 1) {

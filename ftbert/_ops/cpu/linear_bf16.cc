@@ -52,10 +52,6 @@ class Bf16LinearKernel : public FormKernel {
   size_t input_row_bytes(int32_t inputs) const override {
     return ops_.takes_floats ? 0 : static_cast<size_t>(Lines(inputs, 2)) * kLineBytes;
   }
-  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
-               size_t stride) const override {
-    if (!ops_.takes_floats) ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);
-  }
 
   Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const override {
     const Status status = MakePanels(*this, parts, packed);

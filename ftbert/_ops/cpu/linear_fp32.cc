@@ -139,10 +139,6 @@ class Fp32PartsKernel final : public FormKernel {
   size_t input_row_bytes(int32_t inputs) const override {
     return static_cast<size_t>(Lines(inputs, sizeof(uint16_t))) * 3 * kLineBytes;
   }
-  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
-               size_t stride) const override {
-    ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);
-  }
 
   Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const override {
     const Status status = MakePanels(*this, parts, packed);

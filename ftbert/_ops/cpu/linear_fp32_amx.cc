@@ -172,11 +172,7 @@ void ComputeRows(const LinearJob& job) {
       for (int32_t block = 0; block < blocks; ++block) {
         const uint8_t* const in = job.in + block * kTileRows * job.in_stride + begin * kLineOfRows;
         const SumRows mine{of_panel + block * kBlockSums, kSumStride};
-        SumRows of_out;  // where sums wait for other inputs
-        if (job.continues || job.unfinished) {
-          of_out.at = job.out + block * kTileRows * job.out_stride + (job.panels[p].column - job.first_column);
-          of_out.stride = job.out_stride * sizeof(float);
-        }
+        const SumRows of_out = AtOutput(job, p, block);
         const SumRows so_far = part > 0 ? mine : job.continues ? of_out : SumRows();
         const SumRows to = part + 1 == parts && job.unfinished ? of_out : mine;
         if (block + 1 == blocks) {

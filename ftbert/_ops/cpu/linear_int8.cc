@@ -181,10 +181,6 @@ class Int8LinearKernel : public FormKernel {
     const int32_t lines = Lines(inputs, 1);
     return lines * kLineBytes + (ops_.row_tail_bytes != nullptr ? ops_.row_tail_bytes(lines) : kLineBytes);
   }
-  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
-               size_t stride) const override {
-    ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);
-  }
 
   Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const override {
     const Status status = MakePanels(*this, parts, packed);

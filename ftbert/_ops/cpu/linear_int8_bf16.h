@@ -91,7 +91,7 @@ struct LinearOps {
   int32_t chunk_columns = 0;                                            // LinearKernel's; parts are whole lines
 };
 
-// What the kernels of both precisions say of their form.
+// What the kernels on a form have in common.
 class FormKernel : public LinearKernel {
  public:
   explicit FormKernel(const LinearOps& ops) : ops_(ops) {}
@@ -101,6 +101,10 @@ class FormKernel : public LinearKernel {
   int32_t panel_columns() const override { return ops_.panel_columns; }
   int32_t group_rows() const override { return ops_.group_rows; }
   int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
+  void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
+               size_t stride) const override {
+    if (!ops_.takes_floats) ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);
+  }
 
  protected:
   const LinearOps& ops_;
