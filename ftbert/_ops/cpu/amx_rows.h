@@ -1,5 +1,5 @@
-// What the AMX kernels have in common: where sums of a block of rows are, and rows whose sums are done but for the
-// epilogue. Included by a file of AMX kernels after amx_tiles.h and the epilogue of its precision.
+// What the AMX products have in common: where sums of a block of rows are, and rows whose sums are done but for the
+// epilogue.
 #ifndef FTBERT_CPU_AMX_ROWS_H_
 #define FTBERT_CPU_AMX_ROWS_H_
 
@@ -34,7 +34,8 @@ inline SumRows AtOutput(const LinearJob& job, int32_t panel, int32_t block) {
 //   Columns                  as a Dot's of tile_int8_bf16.h
 //   Activated<Epilogue>(x)
 //   kPreparedTiles           that a line of prepared rows is made of
-//   StoreLine(to, x, y)      a panel's columns of a row as inputs of the next product
+//   StoreLine(to, x, y)      a panel's columns of a row as inputs of the next product; jobs are `rounded` only where
+//                            that is bf16
 template <Epilogue kEpilogue, typename Form>
 struct PendingRows {
   const LinearJob* job = nullptr;

@@ -129,12 +129,12 @@ class Nearing {
   void Begin(uint8_t* to, int32_t lines) {
     to_ = to;
     from_ = at_;
-    pairs_ = panels_ < job_.panel_count ? 2 * kPairs * lines : 0;
-    line_ += lines;
+    pairs_ = near_panel_ < job_.panel_count ? 2 * kPairs * lines : 0;
+    near_line_ += lines;
     at_ += lines * kLineOfWeights;
-    if (line_ == job_.lines) {
-      line_ = 0;
-      at_ = job_.weights + ++panels_ * job_.panel_bytes;
+    if (near_line_ == job_.lines) {
+      near_line_ = 0;
+      at_ = job_.weights + ++near_panel_ * job_.panel_bytes;
     }
   }
   int32_t pairs() const { return pairs_; }
@@ -149,18 +149,18 @@ class Nearing {
  private:
   // What is fetched next: from that line of a panel on; behind the last panel what this thread reads then.
   void Fetch(int32_t panel, int32_t line) {
-    panel_ = panel;
-    while (panel_ < job_.panel_count && line >= job_.lines) line -= job_.lines, ++panel_;
-    const uint8_t* first = panel_ < job_.panel_count ? job_.weights + panel_ * job_.panel_bytes : job_.then;
+    fetch_panel_ = panel;
+    while (fetch_panel_ < job_.panel_count && line >= job_.lines) line -= job_.lines, ++fetch_panel_;
+    const uint8_t* first = fetch_panel_ < job_.panel_count ? job_.weights + fetch_panel_ * job_.panel_bytes : job_.then;
     fetch_ = first == nullptr ? job_.weights : first + line * kLineOfWeights;
-    fetch_end_ = panel_ < job_.panel_count ? first + job_.lines * kLineOfWeights : nullptr;
+    fetch_end_ = fetch_panel_ < job_.panel_count ? first + job_.lines * kLineOfWeights : nullptr;
   }
 
   inline __attribute__((always_inline)) void Some() {
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * kAtOnce; ++i) PrefetchSecondLevel(fetch_ + i * kLineBytes);
     fetch_ += kAtOnce * kPairBytes;
-    if (fetch_ == fetch_end_) Fetch(panel_ + 1, 0);
+    if (fetch_ == fetch_end_) Fetch(fetch_panel_ + 1, 0);
     constexpr int kFirstAndSecondOrThird = 0xea, kExponents = 0x7f80;
     const __m512i signs = _mm512_set1_epi16(static_cast<int16_t>(0x807f));
     const __m512i second = _mm512_set1_epi16(kSecondBelow << 7), third = _mm512_set1_epi16(kThirdBelow << 7);
@@ -184,8 +184,8 @@ class Nearing {
 
   const LinearJob& job_;
   const uint8_t* at_;
-  int32_t panels_ = 0, line_ = 0;  // where that is
-  int32_t panel_ = 0;
+  int32_t near_panel_ = 0, near_line_ = 0;  // where that is
+  int32_t fetch_panel_ = 0;
   const uint8_t* fetch_ = nullptr;
   const uint8_t* fetch_end_ = nullptr;
   const uint8_t* from_ = nullptr;

@@ -124,7 +124,7 @@ extern const LinearOps kBf16Avx512;
 extern const LinearOps kBf16Avx512Bf16;
 extern const LinearOps kBf16Amx;
 
-// fp32 by products of bf16 parts; linear_fp32_amx.cc has its layout.
+// fp32 by products of bf16 parts; fp32_parts.h has its layout.
 extern const LinearOps kFp32Amx;
 
 // AVX-VNNI is on no rung of the ladder of levels (processors with AVX-512 VNNI may lack it): asked of the machine.
@@ -135,7 +135,7 @@ std::unique_ptr<LinearKernel> NewInt8Kernel(const LinearOps& ops);
 std::unique_ptr<LinearKernel> NewBf16Kernel(const LinearOps& ops);
 std::unique_ptr<LinearKernel> NewFp32Kernel(const LinearOps& ops);
 
-// What both kernels fill alike.
+// What all these kernels fill alike.
 LinearJob MakeJob(const PackedMatrix& weight, const Tile& tile, int32_t bytes_per_input, int32_t bytes_per_weight,
                   int32_t panel_columns);
 
