@@ -133,9 +133,7 @@ def measure(folder, devices, load, texts, seconds, references):
         "engine": classifier.engine,
         "load_seconds": round(loaded, 2),
         "batch_tokens": classifier.batch_tokens,
-        "token_ids": timed(
-            lambda: classifier.predict_ids(encoded.batch, classifier.batch_tokens), len(texts), seconds
-        ),
+        "token_ids": timed(lambda: classifier.predict_ids(encoded.batch, classifier.batch_tokens), len(texts), seconds),
         "strings": timed(lambda: classifier.predict(texts), len(texts), seconds),
         "rows": right,
     }
@@ -144,9 +142,7 @@ def measure(folder, devices, load, texts, seconds, references):
         for state in classifier.describe()
     ]
     after = used_memory()
-    record["card_mib"] = {
-        device: after[device] - before[device] for device in sorted(set(devices)) if device in after
-    }
+    record["card_mib"] = {device: after[device] - before[device] for device in sorted(set(devices)) if device in after}
     return classifier, encoded, record
 
 

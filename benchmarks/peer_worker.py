@@ -234,6 +234,7 @@ def main():
         parser.add_argument("--" + name, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--in-turn", action="store_true", help="then a pass of each work named on the standard input")
     arguments = parser.parse_args()
     started = time.perf_counter()
     engine = ADAPTERS[arguments.engine](arguments.model, arguments.precision, arguments.threads)
@@ -241,6 +242,7 @@ def main():
     work = np.load(arguments.work)
     results = {}
     logits = {}
+    calls_of = {}
     for name in json.loads(str(work["names"])):
         ids, splits = work[name + "/ids"], work[name + "/splits"]
         rows = [ids[a:b] for a, b in zip(splits, splits[1:])]
@@ -257,6 +259,7 @@ def main():
                 spent = time_pass(calls, best[0])
             if best is None or spent < best[0]:
                 best = (spent, batching, calls)
+        calls_of[name] = best[2]
         results[name] = dict(median_time(best[2], arguments.seconds, best[0]), batching=best[1])
         print(arguments.engine, arguments.precision, name, results[name], flush=True)
     np.savez(arguments.out + ".npz", **{name.replace("/", "_"): value for name, value in logits.items()})
@@ -273,6 +276,15 @@ def main():
             },
             file,
         )
+    if arguments.in_turn:
+        take_turns(calls_of)
+
+
+def take_turns(calls_of):
+    """Says "turn SECONDS" for each line of the standard input, a work's name, and once before the first."""
+    print("turn 0", flush=True)
+    for line in sys.stdin:
+        print("turn %r" % time_pass(calls_of[line.strip()]), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python benchmarks/peers_cpu.py --cpus 2,3 [--engines ftbert/fp32,onnxruntime/fp32,...] [--result NAME]
 
-With --isa avx2, ftbert and ONNX Runtime alone, both held to AVX2 (see hold_to_avx2.py).
+With --isa avx2, ftbert and ONNX Runtime alone, both held to AVX2 (see hold_to_avx2.py). With --in-turn ROUNDS every
+engine's process stays, and they take turns, one pass of the work each, for so many rounds: for machines whose speed
+changes from minute to minute.
 
 Makes the peers' environment (a venv beside the system's temporary folder, or --peers-python), a BERT-base of random
 weights at the scale of trained ones, checks every engine's logits against torch fp32, then times each in a process of
@@ -12,6 +14,7 @@ its own on the processors named, at its best batching. ftbert runs first and las
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -88,9 +91,8 @@ def measure_kernels(program, cpus, precision, folder):
         return json.load(file)
 
 
-def run_engine(engine, arguments, python, model, work, folder, index, held=None):
+def start_engine(engine, arguments, python, model, work, out, held=None):
     name, precision = engine.split("/")
-    out = os.path.join(folder, "%d.json" % index)
     threads = len(arguments.cpus.split(","))
     command = ["taskset", "-c", arguments.cpus, python, os.path.join(HERE, "peer_worker.py")]
     command += ["--engine", name, "--precision", precision, "--model", model, "--work", work, "--out", out]
@@ -101,13 +103,58 @@ def run_engine(engine, arguments, python, model, work, folder, index, held=None)
         environment.update(held if name == "onnxruntime" else {})
     if name in OURS:
         environment["PYTHONPATH"] = os.path.dirname(HERE) + os.pathsep + environment.get("PYTHONPATH", "")
-    status = subprocess.call(command, env=environment)
-    if status != 0:
-        return {"engine": name, "precision": precision, "failed": "exit status %d" % status}, None
+    if not arguments.in_turn:
+        return subprocess.Popen(command, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command + ["--in-turn"], env=environment, stdin=pipe, stdout=pipe, text=True)
+
+
+def wait_turn(process):
+    """Seconds of the pass that the engine was asked for; None once its process has ended."""
+    for line in process.stdout:
+        if line.startswith("turn "):
+            return float(line.split()[1])
+    return None
+
+
+def run_engine(engine, arguments, python, model, work, folder, index, held=None):
+    name, precision = engine.split("/")
+    out = os.path.join(folder, "%d.json" % index)
+    process = start_engine(engine, arguments, python, model, work, out, held)
+    if not arguments.in_turn or wait_turn(process) is None:
+        status = process.wait()
+        process = None
+        if status != 0:
+            return {"engine": name, "precision": precision, "failed": "exit status %d" % status}, None, None
     with open(out) as file:
         record = json.load(file)
     with np.load(out + ".npz") as logits:
-        return record, {key: logits[key] for key in logits.files}
+        return record, {key: logits[key] for key in logits.files}, process
+
+
+def run_in_turn(records, processes, names, rounds):
+    """One pass of each engine after the other, `rounds` times; replaces the times that the records hold."""
+    turns = [{name: [] for name in names} for _ in records]
+    for name in names:
+        for _ in range(rounds):
+            for record, process, times in zip(records, processes, turns):
+                if process is None:
+                    continue
+                process.stdin.write(name + "\n")
+                process.stdin.flush()
+                seconds = wait_turn(process)
+                if seconds is None:
+                    sys.exit("%s %s ended in the middle of a turn." % (record["engine"], record["precision"]))
+                times[name].append(seconds * 1e3)
+    for record, process, times in zip(records, processes, turns):
+        if process is None:
+            continue
+        process.stdin.close()
+        process.wait()
+        for name, all_times in times.items():
+            record["results"][name].update(
+                milliseconds=statistics.median(all_times), least=min(all_times), runs=rounds, turns=all_times
+            )
 
 
 def read_truth(path, work):
@@ -136,6 +183,7 @@ def main():
     parser.add_argument("--engines", default=",".join(DEFAULT))
     parser.add_argument("--work", default="1x32,1x128,8x128,32x128,256 texts")
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each shape is timed")
+    parser.add_argument("--in-turn", type=int, metavar="ROUNDS", help="time the engines in turn, so many rounds")
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "ftbert-benchmarks"))
     parser.add_argument("--peers-python", help="an interpreter that has the peers, instead of making one")
     parser.add_argument("--ours-python", default=sys.executable, help="the interpreter of ftbert and TensorFlow")
@@ -173,6 +221,7 @@ def main():
         engines.remove("torch/fp32")
         engines.insert(0, "torch/fp32")
     records = []
+    processes = []
     kept = os.path.join(arguments.folder, "truth.npz")  # torch's logits of the last run that had it
     truth = read_truth(kept, work)
     kernels = {}
@@ -181,7 +230,7 @@ def main():
             kernels[precision] = measure_kernels(arguments.bench_kernels, arguments.cpus, precision, arguments.folder)
     for index, engine in enumerate(engines):
         python = arguments.ours_python if engine.split("/")[0] in OURS else theirs
-        record, logits = run_engine(engine, arguments, python, model, work, arguments.folder, index, held)
+        record, logits, process = run_engine(engine, arguments, python, model, work, arguments.folder, index, held)
         if engine == "torch/fp32":
             truth = logits
             if logits is not None:
@@ -195,7 +244,12 @@ def main():
                     "logits differ from torch's by %r" % record["against_torch_fp32"]["largest_difference"]
                 )
         records.append(record)
+        processes.append(process)
         if arguments.result:  # as it comes: a run that is cut off leaves what it had
+            written = write_result(arguments.result, dict(facts, kernels=kernels, engines=records))
+    if arguments.in_turn:
+        run_in_turn(records, processes, names, arguments.in_turn)
+        if arguments.result:
             written = write_result(arguments.result, dict(facts, kernels=kernels, engines=records))
     print_table(records, names)
     if arguments.result:
