@@ -228,7 +228,8 @@ void BenchGemm(cpu::Isa isa, const std::string& precision) {
         in.as<float>()[i] = static_cast<float>(i * 2654435761u % 2003) * 1e-3f - 1.0f;
       }
       if (prepared_stride > 0) kernel.Prepare(in.as<float>(), in_stride, T, K, prepared.data(), prepared_stride);
-      const int32_t block = kernel.block_rows(K, N);
+      const bool feed_forward = N != K && N != 3 * K;
+      const int32_t block = feed_forward ? kernel.feed_forward_rows() : kernel.block_rows();
       const Times times = Repeat([&] {
         for (int32_t row = 0; row < T; row += block) {
           cpu::Tile tile;

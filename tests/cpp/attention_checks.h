@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -37,7 +38,15 @@ struct Heads {
   const float* value() const { return query() + 2 * depth; }
 };
 
-inline void Attend(const Kernels& kernels, const Heads& h, int32_t first, int32_t queries, float scale, float* out) {
+// Where a form in bf16 leaves what the next product reads: a head's first line, and query 0's row.
+struct PreparedContext {
+  uint8_t* out = nullptr;
+  size_t stride = 0;
+  int32_t row = 0;
+};
+
+inline void Attend(const Kernels& kernels, const Heads& h, int32_t first, int32_t queries, float scale, float* out,
+                   PreparedContext prepared = PreparedContext()) {
   const size_t floats = kernels.attention_scratch_floats(h.keys, h.depth);
   ftbert::cpu::Buffer scratch;
   CHECK(scratch.Allocate(floats * sizeof(float)));
@@ -54,6 +63,9 @@ inline void Attend(const Kernels& kernels, const Heads& h, int32_t first, int32_
   task.stride = h.stride;
   task.out = out;
   task.out_stride = h.depth + 1;
+  task.prepared_out = prepared.out;
+  task.prepared_stride = prepared.stride;
+  task.prepared_row = prepared.row;
   task.queries = queries;
   task.keys = h.keys;
   task.head_size = h.depth;
@@ -138,6 +150,31 @@ inline void CheckExtremeScores(const Kernels& kernels, int32_t depth, double tol
   for (int32_t d = 0; d < n.depth; ++d) CHECK(std::isnan(spoiled[3 * (n.depth + 1) + d]));
 }
 
+// The second of three heads' context among prepared rows, in tile form: rounded as it would be later, nothing else
+// touched.
+inline void CheckPreparedContext(const Kernels& kernels, int32_t keys, int32_t depth, int32_t row) {
+  constexpr int kGroup = 16, kLine = 64;
+  const Heads h(keys, depth, 1.f);
+  std::vector<float> floats(static_cast<size_t>(keys) * (depth + 1), kNan);
+  Attend(kernels, h, 0, keys, 0.125f, floats.data());
+  PreparedContext prepared;
+  prepared.stride = 3 * depth * sizeof(uint16_t);
+  prepared.row = row;
+  std::vector<uint8_t> got((row + keys + kGroup) / kGroup * kGroup * prepared.stride, 0xa5), expected = got;
+  prepared.out = got.data() + depth * sizeof(uint16_t) * kGroup;
+  for (int32_t q = 0; q < keys; ++q) {
+    const int32_t of_group = (row + q) % kGroup;
+    for (int32_t d = 0; d < depth; ++d) {
+      const uint16_t value = ftbert::FloatToBFloat16(floats[q * (depth + 1) + d]);
+      const size_t at = (depth + d) * sizeof(uint16_t);
+      const size_t group = (row + q - of_group) * prepared.stride;
+      std::memcpy(&expected[group + (at / kLine * kGroup + of_group) * kLine + at % kLine], &value, sizeof(value));
+    }
+  }
+  Attend(kernels, h, 0, keys, 0.125f, nullptr, prepared);
+  CHECK(got == expected);
+}
+
 // A form in bf16: what it rounds itself are the weights of a sum, each by 2^-9 of itself at most.
 inline void CheckBf16Attention(const Kernels& kernels) {
   for (int32_t keys : {1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 97, 127, 128, 129, 160, 255, 256, 257, 300, 512, 513}) {
@@ -150,6 +187,11 @@ inline void CheckBf16Attention(const Kernels& kernels) {
   CheckAttention(kernels, 129, 64, 5.f, 2e-2, true);  // values are up to 20
   CheckAttention(kernels, 129, 64, 1.f, 3e-2);
   CheckExtremeScores(kernels, 32, 0.1);
+  for (int32_t row : {0, 5, 16, 31}) {
+    for (int32_t keys : {1, 3, 16, 40, 300}) CheckPreparedContext(kernels, keys, 64, row);
+    CheckPreparedContext(kernels, 33, 32, row);
+    CheckPreparedContext(kernels, 33, 96, row);
+  }
 }
 
 }  // namespace ftbert_test

@@ -28,7 +28,7 @@ class Recorder final : public LinearKernel {
   Isa isa() const override { return Isa::kPortable; }
   int32_t row_tile() const override { return 4; }
   int32_t panel_columns() const override { return 16; }
-  int32_t block_rows(int32_t, int32_t) const override { return 32; }
+  int32_t block_rows() const override { return 32; }
   int32_t chunk_columns() const override { return chunk_columns_; }
   Status Pack(const std::vector<SourceMatrix>& parts, PackedMatrix* packed) const override {
     const Status status = MakePanels(*this, parts, packed);

@@ -217,6 +217,14 @@ void AttendTile(const AttentionTask& task, const Places& places, int query, int 
   for (int m = 0; m < rows; ++m) {
     const Vec inverse = Set1(1.f / total[m]);
     const auto* const row = reinterpret_cast<const float*>(sums + m * kSumStride);
+    if (task.prepared_out != nullptr) {
+      uint8_t* to = PreparedRow<kTileRows>(static_cast<uint8_t*>(task.prepared_out), task.prepared_stride,
+                                           task.prepared_row + query + m);
+      for (int d = 0; d < depth; d += 2 * kLanes, to += kTileBytes) {
+        StoreBf16Line(to, Mul(Load(row + d), inverse), Mul(Load(row + d + kLanes), inverse));
+      }
+      continue;
+    }
     float* const out = task.out + (query + m) * task.out_stride;
     for (int d = 0; d < depth; d += kLanes) Store(out + d, Mul(Load(row + d), inverse));
   }

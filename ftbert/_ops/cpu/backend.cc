@@ -11,6 +11,7 @@
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
 #include "cpu/product.h"
+#include "cpu/product_parts.h"
 #include "cpu/thread_pool.h"
 #include "cpu/workspace.h"
 
@@ -150,6 +151,8 @@ class CpuBackend final : public Backend {
       task.out = states.row(w->Begin(stretch.row) + stretch.begin);
       task.out_stride = states.stride;
       kernels_->embed(task);
+      if (states.prepared == nullptr) return;
+      PrepareRows(*linear_, states, config_.hidden_size, w->Begin(stretch.row) + stretch.begin, stretch.count);
     });
   }
 
@@ -202,6 +205,11 @@ class CpuBackend final : public Backend {
       task.stride = qkv.stride * static_cast<ptrdiff_t>(sizeof(float) / element);
       task.out = out.row(at) + head * D;
       task.out_stride = out.stride;
+      if (out.prepared != nullptr) {
+        task.prepared_out = static_cast<char*>(out.prepared) + head * D * element * linear_->group_rows();
+        task.prepared_stride = out.prepared_stride;
+        task.prepared_row = static_cast<int32_t>(at);
+      }
       task.queries = stretch.count;
       task.keys = w->Length(stretch.row);
       task.head_size = D;

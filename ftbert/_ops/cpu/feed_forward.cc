@@ -26,7 +26,7 @@ Layout LayoutFor(const LinearKernel& kernel, int32_t hidden, int32_t intermediat
 void Products::FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epilogue activation, const CpuNorm& norm,
                            Rows states) {
   if (WholeRows(FirstKernel(up, states), states.count, team_->size())) {
-    const int32_t blocks = Blocks(up, states);
+    const int32_t blocks = Blocks(states.count, FirstKernel(up, states).feed_forward_rows());
     team_->ForEach(blocks, [&](int block, int thread) {
       const Range rows = Piece(states.count, FirstKernel(up, states).row_tile(), blocks, block);
       ForKinds(*up.kernel, states, rows, [&](const LinearKernel& kernel, Range some) {
@@ -37,22 +37,23 @@ void Products::FeedForward(const PackedMatrix& up, const PackedMatrix& down, Epi
     return;
   }
   const bool direct = up.kernel->writes_prepared();
-  Inputs middle;
-  middle.rows.data = scratch_->wide.as<float>();
-  middle.rows.stride = PaddedStride(up.outputs);
-  middle.rows.count = states.count;
-  middle.rows.paired = states.paired;
-  middle.prepared = scratch_->mid.data();
-  middle.stride = PreparedStride(*up.kernel, up.outputs);
-  Grid(up, 0, static_cast<int32_t>(up.panels.size()), activation, PrepareAll(up, states, &scratch_->in), middle.rows,
-       direct ? scratch_->mid.data() : nullptr, middle.stride);
-  if (!direct) middle = PrepareAll(down, middle.rows, &scratch_->mid);
+  Rows middle;
+  middle.data = scratch_->wide.as<float>();
+  middle.stride = PaddedStride(up.outputs);
+  middle.count = states.count;
+  middle.paired = states.paired;
+  if (direct) {
+    middle.prepared = scratch_->mid.data();
+    middle.prepared_stride = PreparedStride(*up.kernel, up.outputs);
+  }
+  Grid(up, 0, static_cast<int32_t>(up.panels.size()), activation, PrepareAll(up, states, &scratch_->in), middle);
+  middle = PrepareAll(down, middle, &scratch_->mid);
   Rows sum;
   sum.data = scratch_->out.as<float>();
   sum.stride = PaddedStride(down.outputs);
   sum.count = states.count;
-  Grid(down, 0, static_cast<int32_t>(down.panels.size()), Epilogue::kBias, middle, sum, nullptr, 0);
-  AddNormAll(sum, states, norm);
+  Grid(down, 0, static_cast<int32_t>(down.panels.size()), Epilogue::kBias, middle, sum);
+  AddNormAll(*down.kernel, sum, states, norm);
 }
 
 // One thread, one block of rows, both products. The (rows, F) intermediate is made and used in chunks of columns if the

@@ -68,7 +68,9 @@ Isa Detect() {
   if (!Bit(a71, 5)) return isa;
   isa = Isa::kAvx512Bf16;
 #ifdef FTBERT_WITH_AMX
+#ifndef FTBERT_EMULATE_AMX  // amx_tiles.h
   if ((saved & 0x60000) != 0x60000 || !Bit(d7, 22) || !Bit(d7, 24) || !Bit(d7, 25) || !RequestTiles()) return isa;
+#endif
   isa = Isa::kAmx;
 #endif
 #endif

@@ -72,6 +72,11 @@ struct AttentionTask {
   ptrdiff_t stride;      // of all three, in elements; even
   float* out;            // (queries, D) at out_stride
   ptrdiff_t out_stride;
+  // Instead of `out`, if not null, from a kernel that takes bf16: this head's first line of the first row of all that
+  // are prepared in bf16 (linear_int8_bf16.h, tile form), and which of those rows query 0 is.
+  void* prepared_out = nullptr;
+  size_t prepared_stride = 0;
+  int32_t prepared_row = 0;
   int32_t queries;
   int32_t keys;
   int32_t head_size;     // D, at most 128

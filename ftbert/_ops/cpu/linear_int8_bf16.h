@@ -77,8 +77,7 @@ struct LinearOps {
   int32_t row_tile;
   int32_t panel_columns;
   bool takes_floats;  // true: reads the fp32 rows themselves, there is no prepared form
-  // Rows of the block that one thread takes at a time. The block's inputs, its feed-forward intermediate and one panel
-  // share the second-level cache.
+  // Rows of the block that one thread takes at a time.
   int32_t block_rows;
   void (*prepare)(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, uint8_t* prepared, size_t stride);
   void (*compute)(const LinearJob& job);
@@ -89,6 +88,7 @@ struct LinearOps {
   size_t (*row_tail_bytes)(int32_t lines) = nullptr;                    // behind a row's inputs, RowScale first
   int32_t group_rows = 1;                                               // 16: rows and panels are in tile form
   int32_t chunk_columns = 0;                                            // LinearKernel's; parts are whole lines
+  int32_t feed_forward_rows = 0;                                        // 0: as many as block_rows
 };
 
 // What the kernels on a form have in common.
@@ -100,7 +100,10 @@ class FormKernel : public LinearKernel {
   int32_t row_tile() const override { return ops_.row_tile; }
   int32_t panel_columns() const override { return ops_.panel_columns; }
   int32_t group_rows() const override { return ops_.group_rows; }
-  int32_t block_rows(int32_t, int32_t) const override { return ops_.block_rows; }
+  int32_t block_rows() const override { return ops_.block_rows; }
+  int32_t feed_forward_rows() const override {
+    return ops_.feed_forward_rows > 0 ? ops_.feed_forward_rows : ops_.block_rows;
+  }
   void Prepare(const float* in, ptrdiff_t in_stride, int32_t rows, int32_t inputs, void* prepared,
                size_t stride) const override {
     if (!ops_.takes_floats) ops_.prepare(in, in_stride, rows, inputs, static_cast<uint8_t*>(prepared), stride);

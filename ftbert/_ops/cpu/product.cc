@@ -34,10 +34,6 @@ class Cells {
   int32_t rows_, row_tile_, panels_, step_, down_, across_;
 };
 
-int32_t LargestBlock(const LinearKernel& kernel, int32_t hidden, int32_t intermediate) {
-  return std::max(kernel.block_rows(hidden, hidden), kernel.block_rows(hidden, intermediate)) + kernel.row_tile();
-}
-
 }  // namespace
 
 ptrdiff_t PaddedStride(int64_t columns) {
@@ -47,11 +43,14 @@ ptrdiff_t PaddedStride(int64_t columns) {
 
 bool ProductScratch::Reserve(const LinearKernel& kernel, int32_t hidden, int32_t intermediate, int32_t rows,
                              int threads) {
-  const Layout block =
-      LayoutFor(kernel, hidden, intermediate, LargestBlock(kernel, hidden, intermediate), true);
+  const auto of_block = [&](int32_t block_rows) {
+    return LayoutFor(kernel, hidden, intermediate, block_rows + kernel.row_tile(), true);
+  };
+  const Layout product = of_block(kernel.block_rows());
+  const size_t block = std::max(product.in + product.out, of_block(kernel.feed_forward_rows()).total());
   if (local.size() < static_cast<size_t>(threads)) local.resize(threads);
   for (Buffer& buffer : local) {
-    if (!buffer.Reserve(block.total())) return false;
+    if (!buffer.Reserve(block)) return false;
   }
   // Few rows at the end of a large batch (first tokens) go through the grid too, hence the minimum.
   const int64_t most = static_cast<int64_t>(threads) * kernel.rows_per_thread();
@@ -69,10 +68,10 @@ size_t ProductScratch::bytes() const {
 void Products::Linear(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, Rows in,
                       Rows out) {
   if (!WholeRows(FirstKernel(weight, in), in.count, team_->size())) {
-    Grid(weight, panel_begin, panel_end, epilogue, PrepareAll(weight, in, &scratch_->in), out, nullptr, 0);
+    Grid(weight, panel_begin, panel_end, epilogue, PrepareAll(weight, in, &scratch_->in), out);
     return;
   }
-  const int32_t blocks = Blocks(weight, in);
+  const int32_t blocks = Blocks(in.count, FirstKernel(weight, in).block_rows());
   team_->ForEach(blocks, [&](int block, int thread) {
     const Range rows = Piece(in.count, FirstKernel(weight, in).row_tile(), blocks, block);
     ForKinds(*weight.kernel, in, rows, [&](const LinearKernel& kernel, Range some) {
@@ -115,10 +114,10 @@ void Products::LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Ro
     sum.data = scratch_->out.as<float>();
     sum.count = in.count;
     Linear(weight, 0, panels, Epilogue::kBias, in, sum);
-    AddNormAll(sum, residual, norm);
+    AddNormAll(*weight.kernel, sum, residual, norm);
     return;
   }
-  const int32_t blocks = Blocks(weight, in);
+  const int32_t blocks = Blocks(in.count, FirstKernel(weight, in).block_rows());
   team_->ForEach(blocks, [&](int block, int thread) {
     const Range rows = Piece(in.count, FirstKernel(weight, in).row_tile(), blocks, block);
     ForKinds(*weight.kernel, in, rows, [&](const LinearKernel& kernel, Range some) {
@@ -135,8 +134,8 @@ void Products::LinearAddNorm(const PackedMatrix& weight, const CpuNorm& norm, Ro
 }
 
 // Blocks of rows for threads that take whole rows: as many for each thread as for the next.
-int32_t Products::Blocks(const PackedMatrix& weight, Rows in) const {
-  const int32_t blocks = DivideUp(in.count, FirstKernel(weight, in).block_rows(weight.inputs, weight.outputs));
+int32_t Products::Blocks(int32_t rows, int32_t block_rows) const {
+  const int32_t blocks = DivideUp(rows, block_rows);
   return team_->size() == 1 ? blocks : DivideUp(blocks, team_->size()) * team_->size();
 }
 
@@ -148,8 +147,8 @@ void Products::Block(const LinearKernel& kernel, const PackedMatrix& weight, int
   tile.in_stride = in.stride * sizeof(float);
   const size_t prepared = PreparedStride(kernel, weight.inputs);
   if (prepared > 0) {
-    kernel.Prepare(in.data, in.stride, in.count, weight.inputs, local, prepared);
-    tile.in = local;
+    if (in.prepared == nullptr) kernel.Prepare(in.data, in.stride, in.count, weight.inputs, local, prepared);
+    tile.in = in.prepared != nullptr ? in.prepared : local;
     tile.in_stride = prepared;
   }
   tile.rows = in.count;
@@ -165,12 +164,11 @@ void Products::Block(const LinearKernel& kernel, const PackedMatrix& weight, int
 }
 
 void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue,
-                    const Inputs& in, Rows out, void* prepared_out, size_t prepared_stride) {
-  const Cells cells(FirstKernel(weight, in.rows), in.rows.count, panel_end - panel_begin, weight.inputs,
-                    team_->size());
+                    Rows in, Rows out) {
+  const Cells cells(FirstKernel(weight, in), in.count, panel_end - panel_begin, weight.inputs, team_->size());
   // The next product, as its first tasks will be cut for the threads; this one again where none is known.
   const PackedMatrix& next = weight.following != nullptr ? *weight.following : weight;
-  const Cells of_next(FirstKernel(next, in.rows), in.rows.count, static_cast<int32_t>(next.panels.size()), next.inputs,
+  const Cells of_next(FirstKernel(next, in), in.count, static_cast<int32_t>(next.panels.size()), next.inputs,
                       team_->size());
   const auto begin_next = [&](int n) -> const void* {
     return weight.following != nullptr ? FirstPanel(next, of_next.panels(n % of_next.count()).begin) : nullptr;
@@ -178,13 +176,13 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
   team_->ForEach(cells.count(), [&](int task, int) {
     const Range columns = cells.panels(task);
     if (columns.size() == 0) return;
-    ForKinds(*weight.kernel, in.rows, cells.rows(task), [&](const LinearKernel& kernel, Range some) {
+    ForKinds(*weight.kernel, in, cells.rows(task), [&](const LinearKernel& kernel, Range some) {
       Tile tile;
-      tile.in = in.rows.row(some.begin);
-      tile.in_stride = in.rows.stride * sizeof(float);
+      tile.in = in.row(some.begin);
+      tile.in_stride = in.stride * sizeof(float);
       if (kernel.input_row_bytes(weight.inputs) > 0) {
-        tile.in = static_cast<const char*>(in.prepared) + some.begin * in.stride;
-        tile.in_stride = in.stride;
+        tile.in = Some(in, some).prepared;
+        tile.in_stride = in.prepared_stride;
       }
       tile.rows = some.size();
       tile.panel_begin = panel_begin + columns.begin;
@@ -197,38 +195,38 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
       tile.out = out.row(some.begin);
       tile.out_stride = out.stride;
       tile.rounded = out.rounded;
-      if (prepared_out != nullptr) {
-        tile.prepared_out = static_cast<char*>(prepared_out) + some.begin * prepared_stride;
-        tile.prepared_stride = prepared_stride;
-      }
+      tile.prepared_out = Some(out, some).prepared;
+      tile.prepared_stride = out.prepared_stride;
       kernel.Compute(weight, tile);
     });
   });
 }
 
-// The rows as the kernels read them; those that one prepares, in `to`.
-Products::Inputs Products::PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to) {
+// The rows with what their kernel prepares, in `to` if it is nowhere yet.
+Rows Products::PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to) {
   const LinearKernel& kernel = FirstKernel(weight, in);
-  Inputs inputs;
-  inputs.rows = in;
-  inputs.prepared = to->data();
-  inputs.stride = PreparedStride(kernel, weight.inputs);
-  if (inputs.stride == 0) return inputs;
+  const size_t stride = PreparedStride(kernel, weight.inputs);
+  if (stride == 0 || in.prepared != nullptr) return in;
+  in.prepared = to->data();
+  in.prepared_stride = stride;
   constexpr int32_t kRowsAtATime = 4;
   const int32_t count = in.paired > 0 ? in.paired : in.count;
   team_->ForEach(DivideUp(count, kRowsAtATime), [&](int task, int) {
     const int32_t begin = task * kRowsAtATime;
-    kernel.Prepare(in.row(begin), in.stride, std::min(kRowsAtATime, count - begin), weight.inputs,
-                   to->as<char>() + kernel.RowOffset(begin, inputs.stride), inputs.stride);
+    PrepareRows(kernel, in, weight.inputs, begin, std::min(kRowsAtATime, count - begin));
   });
-  return inputs;
+  return in;
 }
 
-void Products::AddNormAll(Rows in, Rows residual, const CpuNorm& norm) {
+void Products::AddNormAll(const LinearKernel& next, Rows in, Rows residual, const CpuNorm& norm) {
   constexpr int32_t kRowsAtATime = 8;
   team_->ForEach(DivideUp(in.count, kRowsAtATime), [&](int task, int) {
     const Range some{task * kRowsAtATime, std::min((task + 1) * kRowsAtATime, in.count)};
-    AddNorm(Some(in, some), Some(residual, some), norm);
+    Rows of_residual = residual;
+    of_residual.data = residual.row(some.begin);
+    AddNorm(Some(in, some), of_residual, norm);
+    if (residual.prepared == nullptr) return;
+    PrepareRows(next, residual, static_cast<int32_t>(norm.gamma.size()), some.begin, some.size());
   });
 }
 

@@ -29,7 +29,16 @@ struct Rows {
   int32_t count = 0;
   int32_t paired = 0;  // so many of the first rows stand in pairs: an even number
   bool rounded = false;  // (count, columns) bf16 instead, rows as far apart
+  // The same rows (the paired ones, where there are any) as the product's kernel prepares them, or null: whole groups.
+  void* prepared = nullptr;
+  size_t prepared_stride = 0;  // bytes
   float* row(int64_t index) const { return data + index * stride; }
+};
+
+struct Range {
+  int32_t begin = 0;
+  int32_t end = 0;
+  int32_t size() const { return end - begin; }
 };
 
 struct CpuNorm final : NormParameters {
@@ -67,27 +76,18 @@ class Products {
                    Rows states);
 
  private:
-  // A product's inputs as its kernels read them: rows of floats, of which those that a kernel prepares (all, or the
-  // paired ones) are also in the kernel's form.
-  struct Inputs {
-    Rows rows;
-    const void* prepared = nullptr;
-    size_t stride = 0;  // bytes
-  };
-
   // The kernel of the rows [0, paired) or, without any, of all.
   static const LinearKernel& FirstKernel(const PackedMatrix& weight, Rows rows) {
     return rows.paired > 0 ? *weight.kernel->pairs() : *weight.kernel;
   }
-  int32_t Blocks(const PackedMatrix& weight, Rows in) const;
+  int32_t Blocks(int32_t rows, int32_t block_rows) const;
   // Whether who takes this task takes another of so many, if all threads are alike.
   bool TakesAnother(int32_t task, int32_t tasks) const { return task + team_->size() < tasks; }
   void Block(const LinearKernel& kernel, const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end,
              Epilogue epilogue, Rows in, Rows out, void* local, bool more) const;
-  void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, const Inputs& in,
-            Rows out, void* prepared_out, size_t prepared_stride);
-  Inputs PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to);
-  void AddNormAll(Rows in, Rows residual, const CpuNorm& norm);
+  void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, Rows in, Rows out);
+  Rows PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to);
+  void AddNormAll(const LinearKernel& next, Rows in, Rows residual, const CpuNorm& norm);
   void AddNorm(Rows in, Rows residual, const CpuNorm& norm) const;
   void FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& up, const PackedMatrix& down,
                         Epilogue activation, const CpuNorm& norm, Rows states, void* local, bool more) const;

@@ -11,12 +11,6 @@ namespace cpu {
 
 inline int32_t DivideUp(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
-struct Range {
-  int32_t begin = 0;
-  int32_t end = 0;
-  int32_t size() const { return end - begin; }
-};
-
 // The index-th of `parts` even pieces of [0, count), cut at multiples of `unit`.
 inline Range Piece(int32_t count, int32_t unit, int32_t parts, int32_t index) {
   const int64_t units = DivideUp(count, unit);
@@ -29,10 +23,12 @@ inline bool WholeRows(const LinearKernel& kernel, int32_t rows, int threads) {
   return threads == 1 || rows >= static_cast<int64_t>(threads) * kernel.rows_per_thread();
 }
 
+// A range of rows that are prepared begins with a group.
 inline Rows Some(Rows rows, Range range) {
   Rows some = rows;
   some.data = rows.row(range.begin);
   some.count = range.size();
+  if (rows.prepared != nullptr) some.prepared = static_cast<char*>(rows.prepared) + range.begin * rows.prepared_stride;
   some.paired = std::max(0, std::min(rows.paired, range.end) - range.begin);
   return some;
 }
@@ -55,6 +51,18 @@ inline size_t PreparedStride(const LinearKernel& kernel, int32_t inputs) {
 // Rows that prepared ones take the room of: whole groups.
 inline int32_t WholeGroups(const LinearKernel& kernel, int32_t rows) {
   return DivideUp(rows, kernel.group_rows()) * kernel.group_rows();
+}
+
+// Prepares rows [begin, begin + count), for inputs of `columns`, where they are to be.
+inline void PrepareRows(const LinearKernel& kernel, const Rows& rows, int32_t columns, int32_t begin, int32_t count) {
+  const int32_t group = kernel.group_rows(), end = begin + count;
+  while (begin < end) {  // up to the next group, then all others
+    const int32_t next = begin % group == 0 ? end : std::min(end, (begin / group + 1) * group);
+    kernel.Prepare(rows.row(begin), rows.stride, next - begin, columns,
+                   static_cast<char*>(rows.prepared) + kernel.RowOffset(begin, rows.prepared_stride),
+                   rows.prepared_stride);
+    begin = next;
+  }
 }
 
 // What a thread reads next: Tile::then. Where the kernel splits inputs, a panel begins with them in order.

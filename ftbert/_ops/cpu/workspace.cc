@@ -5,6 +5,8 @@
 #include <cstring>
 #include <string>
 
+#include "cpu/product_parts.h"
+
 namespace ftbert {
 namespace cpu {
 namespace {
@@ -39,8 +41,10 @@ Status ChoosePairs(const LinearKernel& kernel, const Config& config, bool* pairs
 ptrdiff_t WorkspacePlan::Stride(Slot slot) const {
   switch (slot) {
     case Slot::kQkv:
-    case Slot::kContext:
-      return PaddedStride(ContextColumn() + (kernels->attends_bf16 ? 1 : 3) * int64_t{config.hidden_size});
+    case Slot::kContext: {
+      const int64_t H = config.hidden_size, qkv = kernels->attends_bf16 ? H / 2 * 3 : H * 3;
+      return PaddedStride(std::max(qkv, ContextColumn() + H));
+    }
     case Slot::kLogits:
       return PaddedStride(config.num_labels);
     default:
@@ -48,8 +52,12 @@ ptrdiff_t WorkspacePlan::Stride(Slot slot) const {
   }
 }
 
+bool WorkspacePlan::prepares_context() const {
+  return kernels->attends_bf16 && linear->precision() == Precision::kBFloat16;
+}
+
 int32_t WorkspacePlan::ContextColumn() const {
-  return kernels->attends_bf16 ? config.hidden_size / 2 * 3 : 0;
+  return kernels->attends_bf16 && !prepares_context() ? config.hidden_size / 2 * 3 : 0;
 }
 
 ptrdiff_t WorkspacePlan::HeadsStride() const {
@@ -80,6 +88,9 @@ Rows CpuWorkspace::View(Slot slot) const {
   rows.rounded = slot == Slot::kQkv && plan_->kernels->attends_bf16;
   rows.count = all_tokens ? token_rows_ : shape.rows;
   rows.paired = all_tokens ? paired_ : 0;
+  rows.prepared_stride = PreparedStride(*plan_->linear, plan_->config.hidden_size);
+  if (slot == Slot::kStates && few_rows_) rows.prepared = prepared_states_.data();
+  if (slot == Slot::kContext && plan_->prepares_context()) rows.prepared = prepared_context_.data();
   return rows;
 }
 
@@ -101,7 +112,7 @@ void CpuWorkspace::Place() {
 }
 
 size_t CpuWorkspace::bytes() const {
-  size_t total = products.bytes();
+  size_t total = products.bytes() + prepared_states_.size() + prepared_context_.size();
   for (const Buffer& slot : slots_) total += slot.size();
   for (const Buffer& scratch : attention) total += scratch.size();
   for (const auto& lane : lanes_) total += lane->bytes();
@@ -124,6 +135,8 @@ void CpuWorkspace::ShrinkIfLarge(int32_t tokens) {
   const size_t needed = static_cast<size_t>(most_tokens_) * plan_->Stride(Slot::kQkv) * sizeof(float);
   if (needed < slots_[Index(Slot::kQkv)].size() / 4) {
     for (Buffer& slot : slots_) slot.Free();
+    prepared_states_.Free();
+    prepared_context_.Free();
     products = ProductScratch();
     attention.clear();
   }
@@ -147,6 +160,11 @@ bool CpuWorkspace::MakeRoom(const Shape& needed, int threads) {
   const int32_t rows = needed.rows;
   const int32_t token_rows = plan_->TokenRows(needed);
   bool enough = ReserveSlots({token_rows, plan_->QkvRows(needed), 0, rows, rows, rows, rows, rows});
+  const size_t prepared = WholeGroups(*plan_->linear, token_rows) *
+                          PreparedStride(*plan_->linear, plan_->config.hidden_size);
+  few_rows_ = prepared > 0 && !WholeRows(*plan_->linear, token_rows, threads);
+  if (few_rows_) enough = enough && prepared_states_.Reserve(prepared);
+  if (plan_->prepares_context()) enough = enough && prepared_context_.Reserve(prepared);
   for (const LinearKernel* kernel : {plan_->linear, plan_->pairs ? plan_->linear->pairs() : nullptr}) {
     enough = enough && (kernel == nullptr ||
                         products.Reserve(*kernel, plan_->config.hidden_size, plan_->config.intermediate_size,

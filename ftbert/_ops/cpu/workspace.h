@@ -28,8 +28,10 @@ struct WorkspacePlan {
 
   int32_t head_size() const { return config.hidden_size / config.num_heads; }
   ptrdiff_t Stride(Slot slot) const;  // floats
-  // Where a row's context begins in its row of kQkv: over its queries, which are done with then; behind queries, keys
-  // and values in bf16, which have no room for it.
+  // Attention leaves its context as the product that reads it would prepare it, not as floats: where both are in bf16.
+  bool prepares_context() const;
+  // Where a row's context, as floats, begins in its row of kQkv: over its queries, which are done with then; behind
+  // queries, keys and values in bf16, which have no room for it.
   int32_t ContextColumn() const;
   ptrdiff_t HeadsStride() const;
   int32_t TokenRows(const Shape& shape) const;  // rows of slots that have one for each token, at most
@@ -62,7 +64,7 @@ class CpuWorkspace final : public Workspace {
   // Calls `loop` on this workspace, or on those of the threads for each group at once.
   void Run(const std::function<void(Workspace*)>& loop);
 
-  // kContext has no memory of its own: a head's output replaces its queries, which nobody else reads.
+  // kContext has no floats of its own: a head's output replaces its queries, which nobody else reads.
   Rows View(Slot slot) const;
   // (B, N * H): H floats for each head of each row, in the place of kQkv.
   Rows Heads() const;
@@ -91,6 +93,10 @@ class CpuWorkspace final : public Workspace {
 
   const WorkspacePlan* plan_;
   Buffer slots_[kNumSlots];
+  // States as their product's kernel prepares them, where threads share few rows: it is done with the norm before, and
+  // nobody waits for it. (Threads with many rows have just those at hand that they prepare.) The context, likewise.
+  Buffer prepared_states_, prepared_context_;
+  bool few_rows_ = false;
   std::vector<int32_t> begins_;  // of the rows of text, if the plan has pairs
   int32_t token_rows_ = 0;
   int32_t paired_ = 0;           // of token_rows_, the first ones
