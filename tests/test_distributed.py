@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -188,6 +189,33 @@ def all_processors_are_free():
             return True
         time.sleep(0.1)
     return False
+
+
+def test_ctrl_c_leaves_what_was_there_and_no_actor(cluster, model, tmp_path):
+    texts = write_files(str(tmp_path / "in"), "parquet", 8, 480)
+    arguments = (str(tmp_path / "in"), model, str(tmp_path / "out"))
+    predict(str(tmp_path / "in" / "part-000.parquet"), *arguments[1:], progress=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    done = []  # files that were written when the signal came
+
+    def interrupt():
+        end = time.monotonic() + 120
+        while not done and time.monotonic() < end:
+            done.extend(glob.glob(str(tmp_path / ".out.writing-*" / "*.parquet")))
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        predict(*arguments, batch_rows=16, workers=(3, 3), cpus_per_worker=1, progress=False, overwrite=True)
+    thread.join()
+    assert done, "nothing had been written yet"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert sorted(os.listdir(str(tmp_path))) == ["in", "out"], "something was left beside the output"
+    assert all_processors_are_free()
+    predict(*arguments, progress=False, overwrite=True)
+    check_rows(read_files(str(tmp_path / "out"), "parquet"), texts, model)
 
 
 @pytest.mark.parametrize(
