@@ -35,12 +35,6 @@ struct Rows {
   float* row(int64_t index) const { return data + index * stride; }
 };
 
-struct Range {
-  int32_t begin = 0;
-  int32_t end = 0;
-  int32_t size() const { return end - begin; }
-};
-
 struct CpuNorm final : NormParameters {
   std::vector<float> gamma, beta;  // (H,)
   float epsilon = 0;

@@ -11,6 +11,12 @@ namespace cpu {
 
 inline int32_t DivideUp(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
+struct Range {
+  int32_t begin = 0;
+  int32_t end = 0;
+  int32_t size() const { return end - begin; }
+};
+
 // The index-th of `parts` even pieces of [0, count), cut at multiples of `unit`.
 inline Range Piece(int32_t count, int32_t unit, int32_t parts, int32_t index) {
   const int64_t units = DivideUp(count, unit);

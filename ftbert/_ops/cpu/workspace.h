@@ -64,7 +64,7 @@ class CpuWorkspace final : public Workspace {
   // Calls `loop` on this workspace, or on those of the threads for each group at once.
   void Run(const std::function<void(Workspace*)>& loop);
 
-  // kContext has no floats of its own: a head's output replaces its queries, which nobody else reads.
+  // kContext, as floats, has no memory of its own: a head's output replaces its queries, which nobody else reads.
   Rows View(Slot slot) const;
   // (B, N * H): H floats for each head of each row, in the place of kQkv.
   Rows Heads() const;
@@ -93,8 +93,8 @@ class CpuWorkspace final : public Workspace {
 
   const WorkspacePlan* plan_;
   Buffer slots_[kNumSlots];
-  // States as their product's kernel prepares them, where threads share few rows: it is done with the norm before, and
-  // nobody waits for it. (Threads with many rows have just those at hand that they prepare.) The context, likewise.
+  // Inputs of products as their kernel prepares them, by who makes them. States, where threads share few rows: nobody
+  // waits for that then. (Many rows are prepared a block at a time, by who reads them.) The context, always.
   Buffer prepared_states_, prepared_context_;
   bool few_rows_ = false;
   std::vector<int32_t> begins_;  // of the rows of text, if the plan has pairs
