@@ -236,6 +236,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--in-turn", action="store_true", help="then a pass of each work named on the standard input")
     arguments = parser.parse_args()
+    if arguments.in_turn:  # what engines print goes to the standard error
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
     started = time.perf_counter()
     engine = ADAPTERS[arguments.engine](arguments.model, arguments.precision, arguments.threads)
     loaded = time.perf_counter() - started
@@ -277,14 +280,14 @@ def main():
             file,
         )
     if arguments.in_turn:
-        take_turns(calls_of)
+        take_turns(calls_of, answers)
 
 
-def take_turns(calls_of):
-    """Says "turn SECONDS" for each line of the standard input, a work's name, and once before the first."""
-    print("turn 0", flush=True)
+def take_turns(calls_of, answers):
+    """Answers each line of the standard input, a work's name, with a line of seconds; "0" comes before the first."""
+    print("0", file=answers, flush=True)
     for line in sys.stdin:
-        print("turn %r" % time_pass(calls_of[line.strip()]), flush=True)
+        print("%r" % time_pass(calls_of[line.strip()]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/peers_cpu.py --cpus 2,3 [--engines ftbert/fp32,onnxruntime/fp32,...] [--result NAME]
 
 With --isa avx2, ftbert and ONNX Runtime alone, both held to AVX2 (see hold_to_avx2.py). With --in-turn ROUNDS every
-engine's process stays, and they take turns, one pass of the work each, for so many rounds: for machines whose speed
-changes from minute to minute.
+engine's process stays, all at once in memory, and they take turns, one pass of the work each, for so many rounds: for
+machines whose speed changes from minute to minute. Each finds the caches as the others have left them.
 
 Makes the peers' environment (a venv beside the system's temporary folder, or --peers-python), a BERT-base of random
 weights at the scale of trained ones, checks every engine's logits against torch fp32, then times each in a process of
@@ -111,10 +111,18 @@ def start_engine(engine, arguments, python, model, work, out, held=None):
 
 def wait_turn(process):
     """Seconds of the pass that the engine was asked for; None once its process has ended."""
-    for line in process.stdout:
-        if line.startswith("turn "):
-            return float(line.split()[1])
-    return None
+    line = process.stdout.readline()
+    return float(line) if line else None
+
+
+def take_turn(process, name):
+    """The same, asked for."""
+    try:
+        process.stdin.write(name + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return None
+    return wait_turn(process)
 
 
 def run_engine(engine, arguments, python, model, work, folder, index, held=None):
@@ -133,27 +141,32 @@ def run_engine(engine, arguments, python, model, work, folder, index, held=None)
 
 
 def run_in_turn(records, processes, names, rounds):
-    """One pass of each engine after the other, `rounds` times; replaces the times that the records hold."""
-    turns = [{name: [] for name in names} for _ in records]
+    """One pass of each engine after the other, `rounds` times, every other round the other way round.
+
+    Replaces the times that the records hold; an engine that ends in between fails, and the others go on.
+    """
+    there = [(record, process) for record, process in zip(records, processes) if "failed" not in record]
+    turns = {id(record): {name: [] for name in names} for record, _ in there}
     for name in names:
-        for _ in range(rounds):
-            for record, process, times in zip(records, processes, turns):
-                if process is None:
-                    continue
-                process.stdin.write(name + "\n")
-                process.stdin.flush()
-                seconds = wait_turn(process)
+        for number in range(rounds):
+            for record, process in there if number % 2 == 0 else reversed(there):
+                seconds = None if "failed" in record else take_turn(process, name)
                 if seconds is None:
-                    sys.exit("%s %s ended in the middle of a turn." % (record["engine"], record["precision"]))
-                times[name].append(seconds * 1e3)
-    for record, process, times in zip(records, processes, turns):
-        if process is None:
+                    record.setdefault("failed", "ended in turn %d of %s" % (number + 1, name))
+                else:
+                    turns[id(record)][name].append(seconds * 1e3)
+    for process in processes:
+        if process is not None:
+            process.communicate()
+    for record, process in there:
+        if "failed" not in record and process.returncode != 0:
+            record["failed"] = "exit status %d after the turns" % process.returncode
+        if "failed" in record:
+            record.pop("results")
             continue
-        process.stdin.close()
-        process.wait()
-        for name, all_times in times.items():
+        for name, times in turns[id(record)].items():
             record["results"][name].update(
-                milliseconds=statistics.median(all_times), least=min(all_times), runs=rounds, turns=all_times
+                milliseconds=statistics.median(times), least=min(times), runs=rounds, turns=times
             )
 
 
@@ -193,6 +206,8 @@ def main():
     parser.add_argument("--bench-kernels", help="the bench_kernels program, for the share of the measured peak")
     parser.add_argument("--result", help="write benchmarks/results/<RESULT>.json")
     arguments = parser.parse_args()
+    if arguments.in_turn is not None and arguments.in_turn < 1:
+        parser.error("--in-turn: expected one round or more, got %d." % arguments.in_turn)
     os.makedirs(arguments.folder, exist_ok=True)
     theirs = arguments.peers_python or peers_python(arguments.folder)
     model = make_model(os.path.join(arguments.folder, "bert-base"))
@@ -213,6 +228,8 @@ def main():
         "revision": revision(),
         "isa": arguments.isa,
     }
+    if arguments.in_turn:
+        facts["what"] += ", pass by pass in turn"
     names = arguments.work.split(",")
     work = os.path.join(arguments.folder, "work.npz")
     make_work(work, 21128, names)

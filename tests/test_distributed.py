@@ -196,21 +196,22 @@ def test_ctrl_c_leaves_what_was_there_and_no_actor(cluster, model, tmp_path):
     arguments = (str(tmp_path / "in"), model, str(tmp_path / "out"))
     predict(str(tmp_path / "in" / "part-000.parquet"), *arguments[1:], progress=False)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    done = []  # files that were written when the signal came
+    ended = threading.Event()
 
     def interrupt():
-        end = time.monotonic() + 120
-        while not done and time.monotonic() < end:
-            done.extend(glob.glob(str(tmp_path / ".out.writing-*" / "*.parquet")))
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        while not ended.wait(0.02):
+            if glob.glob(str(tmp_path / ".out.writing-*" / "*.parquet")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        predict(*arguments, batch_rows=16, workers=(3, 3), cpus_per_worker=1, progress=False, overwrite=True)
-    thread.join()
-    assert done, "nothing had been written yet"
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict(*arguments, batch_rows=16, workers=(3, 3), cpus_per_worker=1, progress=False, overwrite=True)
+    finally:
+        ended.set()
+        thread.join()
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(os.listdir(str(tmp_path))) == ["in", "out"], "something was left beside the output"
     assert all_processors_are_free()

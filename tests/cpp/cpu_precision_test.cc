@@ -51,8 +51,15 @@ void CheckPrecision(const Config& config, const std::vector<int32_t>& lengths, P
 
 int main() {
   const std::vector<int32_t> mixed = {17, 1, 97, 40, 7, 128};
-  const std::vector<int32_t> many(24, 33);  // enough rows that threads take whole blocks of them
-  for (int level = 0; level <= static_cast<int>(ftbert::cpu::MachineIsa()); ++level) {
+  const std::vector<int32_t> few = {17, 1, 40, 7, 30};  // few enough that threads share out columns, too
+  const std::vector<int32_t> many(24, 33);              // enough that threads take whole blocks of rows
+#ifdef FTBERT_EMULATES_AMX
+  const int lowest = static_cast<int>(ftbert::cpu::Isa::kAmx);
+  if (ftbert::cpu::MachineIsa() < ftbert::cpu::Isa::kAmx) SKIP("the emulation needs AVX512-BF16");
+#else
+  const int lowest = 0;
+#endif
+  for (int level = lowest; level <= static_cast<int>(ftbert::cpu::MachineIsa()); ++level) {
     const char* name = ftbert::cpu::IsaName(static_cast<ftbert::cpu::Isa>(level));
     const IsaScope scope(name);
     for (Precision precision : {Precision::kBFloat16, Precision::kInt8}) {
@@ -61,6 +68,7 @@ int main() {
       const std::string what = std::string(name) + (int8 ? " int8" : " bf16");
       CheckPrecision(Model(97, 1, 129, 2, 128), mixed, precision, tolerance, what + " hidden 97");
       CheckPrecision(Model(128, 4, 512, 2, 128), mixed, precision, tolerance, what + " hidden 128");
+      CheckPrecision(Model(128, 4, 900, 3, 128), few, precision, tolerance, what + " few rows");
       CheckPrecision(Model(64, 2, 200, 1, 128), many, precision, tolerance, what + " many rows");
     }
     std::printf("%s checked\n", name);

@@ -114,7 +114,7 @@ class ProductSteps {
 // The ways of product.cc: blocks of rows for each thread, and the grid; against the kernel itself where it can be
 // asked, and a row at a time.
 inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate, Epilogue activation) {
-  constexpr int32_t kMostRows = 300;
+  const int32_t kMostRows = std::max(300, form.kernel->block_rows() + 18);  // two blocks for a thread
   using Results = ProductSteps::Results;
   const ProductSteps steps(*form.kernel, hidden, intermediate, kMostRows, activation);
   const std::vector<float> direct = Multiply(*form.kernel, steps.up(), steps.rows().data(), kMostRows, activation);
@@ -122,7 +122,7 @@ inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate
   CHECK(SameBits(all.wide.data(), direct.data(), direct.size()));
   CHECK(std::none_of(all.states.begin(), all.states.end(), [](float x) { return std::isnan(x); }));
   for (int threads : {1, 2, 3, 8}) {
-    for (int32_t rows : {1, 3, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129, 130, 161, 299, 300}) {
+    for (int32_t rows : {1, 3, 15, 16, 17, 31, 32, 33, 63, 65, 127, 129, 130, 161, 299, 300, kMostRows}) {
       const Results some = steps.Run(0, rows, threads);
       CHECK(SameBits(some.wide.data(), all.wide.data(), some.wide.size()));
       CHECK(SameBits(some.states.data(), all.states.data(), some.states.size()));

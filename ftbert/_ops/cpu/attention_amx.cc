@@ -9,6 +9,8 @@
 // A query's result depends on its row of text alone: blocks begin at the row's first key, and a tile's rows do not
 // meet.
 //
+// The context goes out as floats or, rounded, into prepared rows of the next product (AttentionTask::prepared_out).
+//
 // A NaN in q, k or v reaches the output. Head sizes are multiples of 32, up to 128.
 #include "cpu/vec_avx512.h"
 

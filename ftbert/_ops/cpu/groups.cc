@@ -11,7 +11,7 @@ namespace {
 
 // Tokens of a group, about: fewer read the weights, and the last layer's for their few first tokens, more often (128:
 // up to 8% slower; 400: 2% in bf16; 512 to 2,048 alike); more leave fewer groups to even out threads of unequal speed.
-// With many threads scratch counts: about 12 KB for each token in flight, for BERT-base.
+// With many threads scratch counts: 12 to 18 KB for each token in flight, for BERT-base.
 constexpr int64_t kGroupTokens = 512, kFewestGroupTokens = 256, kTokensInFlight = 6400;
 // Fewer tokens for each thread go layer by layer.
 constexpr int64_t kLeastTokens = 128;

@@ -68,7 +68,7 @@ Isa Detect() {
   if (!Bit(a71, 5)) return isa;
   isa = Isa::kAvx512Bf16;
 #ifdef FTBERT_WITH_AMX
-#ifndef FTBERT_EMULATE_AMX  // amx_tiles.h
+#ifndef FTBERT_EMULATE_AMX  // plain loops (amx_tiles.h) need neither the instructions nor a permission
   if ((saved & 0x60000) != 0x60000 || !Bit(d7, 22) || !Bit(d7, 24) || !Bit(d7, 25) || !RequestTiles()) return isa;
 #endif
   isa = Isa::kAmx;

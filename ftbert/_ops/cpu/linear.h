@@ -87,8 +87,8 @@ class LinearKernel {
   virtual int32_t row_tile() const = 0;       // rows of the register tile: rows are best given in multiples of it
   virtual int32_t panel_columns() const = 0;  // columns of a panel
   // Rows that one thread should take at a time when there are plenty (multiple of row_tile): large enough to reuse a
-  // panel from cache, small enough that the rows' inputs and outputs stay in the second-level cache. Of the
-  // feed-forward, whose intermediate is to stay there, too: feed_forward_rows().
+  // panel from cache, small enough that the rows' inputs and outputs stay in the second-level cache, or that what comes
+  // from beyond it costs less than reading panels more often would (AMX). Of the feed-forward: feed_forward_rows().
   virtual int32_t block_rows() const = 0;
   virtual int32_t feed_forward_rows() const { return block_rows(); }
 

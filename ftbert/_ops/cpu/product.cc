@@ -195,8 +195,10 @@ void Products::Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t pan
       tile.out = out.row(some.begin);
       tile.out_stride = out.stride;
       tile.rounded = out.rounded;
-      tile.prepared_out = Some(out, some).prepared;
-      tile.prepared_stride = out.prepared_stride;
+      if (kernel.writes_prepared()) {
+        tile.prepared_out = Some(out, some).prepared;
+        tile.prepared_stride = out.prepared_stride;
+      }
       kernel.Compute(weight, tile);
     });
   });
@@ -218,15 +220,16 @@ Rows Products::PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to) {
   return in;
 }
 
-void Products::AddNormAll(const LinearKernel& next, Rows in, Rows residual, const CpuNorm& norm) {
+// kernel: of the products that read `residual`; all of the encoder's are one.
+void Products::AddNormAll(const LinearKernel& kernel, Rows in, Rows residual, const CpuNorm& norm) {
   constexpr int32_t kRowsAtATime = 8;
   team_->ForEach(DivideUp(in.count, kRowsAtATime), [&](int task, int) {
     const Range some{task * kRowsAtATime, std::min((task + 1) * kRowsAtATime, in.count)};
-    Rows of_residual = residual;
+    Rows of_residual = residual;  // as floats alone: these few may be within a group
     of_residual.data = residual.row(some.begin);
     AddNorm(Some(in, some), of_residual, norm);
     if (residual.prepared == nullptr) return;
-    PrepareRows(next, residual, static_cast<int32_t>(norm.gamma.size()), some.begin, some.size());
+    PrepareRows(kernel, residual, static_cast<int32_t>(norm.gamma.size()), some.begin, some.size());
   });
 }
 

@@ -1,7 +1,7 @@
 // How a matrix product of many rows is cut into tiles for the team's threads, and what is fused behind it.
 //
 // Two ways. Many rows per thread: each thread takes blocks of rows through the whole product (and through what follows:
-// both products of the feed-forward, residual and layer norm), so that a block's intermediates never leave its cache.
+// both products of the feed-forward, residual and layer norm), so that a block's intermediates stay near it.
 // Few rows per thread: rows x columns are cut into a grid, so that each weight is read by as few threads as possible
 // and a text of 16 tokens still occupies all of them.
 //
@@ -30,6 +30,8 @@ struct Rows {
   int32_t paired = 0;  // so many of the first rows stand in pairs: an even number
   bool rounded = false;  // (count, columns) bf16 instead, rows as far apart
   // The same rows (the paired ones, where there are any) as the product's kernel prepares them, or null: whole groups.
+  // Of inputs, who changes the floats keeps them so; of the grid's outputs, a kernel that writes_prepared() fills them
+  // instead of the floats.
   void* prepared = nullptr;
   size_t prepared_stride = 0;  // bytes
   float* row(int64_t index) const { return data + index * stride; }
@@ -81,7 +83,7 @@ class Products {
              Epilogue epilogue, Rows in, Rows out, void* local, bool more) const;
   void Grid(const PackedMatrix& weight, int32_t panel_begin, int32_t panel_end, Epilogue epilogue, Rows in, Rows out);
   Rows PrepareAll(const PackedMatrix& weight, Rows in, Buffer* to);
-  void AddNormAll(const LinearKernel& next, Rows in, Rows residual, const CpuNorm& norm);
+  void AddNormAll(const LinearKernel& kernel, Rows in, Rows residual, const CpuNorm& norm);
   void AddNorm(Rows in, Rows residual, const CpuNorm& norm) const;
   void FeedForwardBlock(const LinearKernel& kernel, const PackedMatrix& up, const PackedMatrix& down,
                         Epilogue activation, const CpuNorm& norm, Rows states, void* local, bool more) const;

@@ -198,6 +198,8 @@ bool CpuWorkspace::MakeLanes() {
 void CpuWorkspace::Run(const std::function<void(Workspace*)>& loop) {
   Team all(plan_->threads);
   if (groups_.empty()) {
+    // A team that is smaller than asked for may have many rows where as many threads as were asked for had few.
+    few_rows_ = few_rows_ && !WholeRows(*plan_->linear, token_rows_, all.size());
     team = &all;
     loop(this);
     team = nullptr;

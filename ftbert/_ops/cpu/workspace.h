@@ -94,7 +94,8 @@ class CpuWorkspace final : public Workspace {
   const WorkspacePlan* plan_;
   Buffer slots_[kNumSlots];
   // Inputs of products as their kernel prepares them, by who makes them. States, where threads share few rows: nobody
-  // waits for that then. (Many rows are prepared a block at a time, by who reads them.) The context, always.
+  // waits for that then. (Many rows are prepared a block at a time, by who reads them.) The context, where
+  // prepares_context().
   Buffer prepared_states_, prepared_context_;
   bool few_rows_ = false;
   std::vector<int32_t> begins_;  // of the rows of text, if the plan has pairs
