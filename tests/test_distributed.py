@@ -205,6 +205,7 @@ def test_ctrl_c_leaves_what_was_there_and_no_actor(cluster, model, tmp_path):
                 return
 
     thread = threading.Thread(target=interrupt, daemon=True)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this beside it
     thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -212,6 +213,7 @@ def test_ctrl_c_leaves_what_was_there_and_no_actor(cluster, model, tmp_path):
     finally:
         ended.set()
         thread.join()
+        signal.signal(signal.SIGINT, handler)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(os.listdir(str(tmp_path))) == ["in", "out"], "something was left beside the output"
     assert all_processors_are_free()
