@@ -263,7 +263,8 @@ def main():
             if best is None or spent < best[0]:
                 best = (spent, batching, calls)
         calls_of[name] = best[2]
-        results[name] = dict(median_time(best[2], arguments.seconds, best[0]), batching=best[1])
+        times = {} if arguments.in_turn else median_time(best[2], arguments.seconds, best[0])
+        results[name] = dict(times, batching=best[1])
         print(arguments.engine, arguments.precision, name, results[name], flush=True)
     np.savez(arguments.out + ".npz", **{name.replace("/", "_"): value for name, value in logits.items()})
     with open(arguments.out, "w") as file:

@@ -143,7 +143,7 @@ def run_engine(engine, arguments, python, model, work, folder, index, held=None)
 def run_in_turn(records, processes, names, rounds):
     """One pass of each engine after the other, `rounds` times, every other round the other way round.
 
-    Replaces the times that the records hold; an engine that ends in between fails, and the others go on.
+    Puts the times into the records; an engine that ends in between fails, and the others go on.
     """
     there = [(record, process) for record, process in zip(records, processes) if "failed" not in record]
     turns = {id(record): {name: [] for name in names} for record, _ in there}
@@ -161,13 +161,13 @@ def run_in_turn(records, processes, names, rounds):
     for record, process in there:
         if "failed" not in record and process.returncode != 0:
             record["failed"] = "exit status %d after the turns" % process.returncode
-        if "failed" in record:
-            record.pop("results")
-            continue
-        for name, times in turns[id(record)].items():
+        for name, times in turns[id(record)].items() if "failed" not in record else ():
             record["results"][name].update(
                 milliseconds=statistics.median(times), least=min(times), runs=rounds, turns=times
             )
+    for record in records:
+        if "failed" in record:  # wrong logits, too: it took no turn, or not all
+            record.pop("results", None)
 
 
 def read_truth(path, work):

@@ -12,7 +12,6 @@
 #include "cpu_model.h"
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define FTBERT_REFUSES
 
 namespace {
 
@@ -29,9 +28,6 @@ extern "C" __attribute__((visibility("default"))) int pthread_create(pthread_t* 
   if (allowed.fetch_sub(1) <= 0) return EAGAIN;
   return create(thread, attributes, body, argument);
 }
-#endif
-
-#ifdef FTBERT_REFUSES
 
 namespace {
 

@@ -114,11 +114,11 @@ class ProductSteps {
 // The ways of product.cc: blocks of rows for each thread, and the grid; against the kernel itself where it can be
 // asked, and a row at a time.
 inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate, Epilogue activation) {
-  const int32_t kMostRows = std::max(300, form.kernel->block_rows() + 18);  // two blocks for a thread
+  const int32_t most_rows = std::max(300, form.kernel->block_rows() + 18);  // two blocks for a thread
   using Results = ProductSteps::Results;
-  const ProductSteps steps(*form.kernel, hidden, intermediate, kMostRows, activation);
-  const std::vector<float> direct = Multiply(*form.kernel, steps.up(), steps.rows().data(), kMostRows, activation);
-  const Results all = steps.Run(0, kMostRows, 1);
+  const ProductSteps steps(*form.kernel, hidden, intermediate, most_rows, activation);
+  const std::vector<float> direct = Multiply(*form.kernel, steps.up(), steps.rows().data(), most_rows, activation);
+  const Results all = steps.Run(0, most_rows, 1);
   CHECK(SameBits(all.wide.data(), direct.data(), direct.size()));
   CHECK(std::none_of(all.states.begin(), all.states.end(), [](float x) { return std::isnan(x); }));
   for (int threads : {1, 2, 3, 8}) {
@@ -128,9 +128,9 @@ inline void CheckProducts(const Form& form, int32_t hidden, int32_t intermediate
       CHECK(SameBits(some.states.data(), all.states.data(), some.states.size()));
     }
   }
-  const Results shared = steps.Run(0, kMostRows, 3);
+  const Results shared = steps.Run(0, most_rows, 3);
   CHECK(SameBits(shared.states.data(), all.states.data(), shared.states.size()));
-  for (int32_t r = 0; r < kMostRows; r += 23) {
+  for (int32_t r = 0; r < most_rows; r += 23) {
     const Results alone = steps.Run(r, 1, 1);
     CHECK(SameBits(alone.wide.data(), &all.wide[static_cast<size_t>(r) * intermediate], alone.wide.size()));
     CHECK(SameBits(alone.states.data(), &all.states[static_cast<size_t>(r) * hidden], alone.states.size()));

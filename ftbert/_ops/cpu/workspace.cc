@@ -89,7 +89,9 @@ Rows CpuWorkspace::View(Slot slot) const {
   rows.count = all_tokens ? token_rows_ : shape.rows;
   rows.paired = all_tokens ? paired_ : 0;
   rows.prepared_stride = PreparedStride(*plan_->linear, plan_->config.hidden_size);
-  if (slot == Slot::kStates && few_rows_) rows.prepared = prepared_states_.data();
+  // By the team there is, as products decide: the system may have given fewer threads than were asked for.
+  const bool few = team != nullptr && !WholeRows(*plan_->linear, token_rows_, team->size());
+  if (slot == Slot::kStates && few && rows.prepared_stride > 0) rows.prepared = prepared_states_.data();
   if (slot == Slot::kContext && plan_->prepares_context()) rows.prepared = prepared_context_.data();
   return rows;
 }
@@ -162,8 +164,7 @@ bool CpuWorkspace::MakeRoom(const Shape& needed, int threads) {
   bool enough = ReserveSlots({token_rows, plan_->QkvRows(needed), 0, rows, rows, rows, rows, rows});
   const size_t prepared = WholeGroups(*plan_->linear, token_rows) *
                           PreparedStride(*plan_->linear, plan_->config.hidden_size);
-  few_rows_ = prepared > 0 && !WholeRows(*plan_->linear, token_rows, threads);
-  if (few_rows_) enough = enough && prepared_states_.Reserve(prepared);
+  if (!WholeRows(*plan_->linear, token_rows, threads)) enough = enough && prepared_states_.Reserve(prepared);
   if (plan_->prepares_context()) enough = enough && prepared_context_.Reserve(prepared);
   for (const LinearKernel* kernel : {plan_->linear, plan_->pairs ? plan_->linear->pairs() : nullptr}) {
     enough = enough && (kernel == nullptr ||
@@ -198,8 +199,6 @@ bool CpuWorkspace::MakeLanes() {
 void CpuWorkspace::Run(const std::function<void(Workspace*)>& loop) {
   Team all(plan_->threads);
   if (groups_.empty()) {
-    // A team that is smaller than asked for may have many rows where as many threads as were asked for had few.
-    few_rows_ = few_rows_ && !WholeRows(*plan_->linear, token_rows_, all.size());
     team = &all;
     loop(this);
     team = nullptr;

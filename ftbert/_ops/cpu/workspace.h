@@ -97,7 +97,6 @@ class CpuWorkspace final : public Workspace {
   // waits for that then. (Many rows are prepared a block at a time, by who reads them.) The context, where
   // prepares_context().
   Buffer prepared_states_, prepared_context_;
-  bool few_rows_ = false;
   std::vector<int32_t> begins_;  // of the rows of text, if the plan has pairs
   int32_t token_rows_ = 0;
   int32_t paired_ = 0;           // of token_rows_, the first ones
